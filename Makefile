@@ -1,0 +1,44 @@
+# Everything sets itself up: `make demo` and `make test` start from nothing but Python 3.10 or newer.
+PYTHON ?= python3
+PIP_OPTIONS = --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format clean
+
+help: ## Show what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+demo: .venv/demo-ready ## Train PPO on CartPole over two simulators on this machine, with a learning curve
+	.venv/bin/remoterl demo
+
+test: .venv/test-ready .venv-simulator/ready check ## Run every check and every test
+	.venv/bin/python -m pytest
+
+check: .venv/test-ready ## Check format, lint and types
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+format: .venv/test-ready ## Format the code and fix what can be fixed
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+clean: ## Remove the virtual environments and what tools left
+	rm -rf .venv .venv-simulator *.egg-info build dist .pytest_cache .mypy_cache .ruff_cache
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/demo-ready: .venv/bin/python pyproject.toml constraints.txt
+	.venv/bin/python -m pip install $(PIP_OPTIONS) -e '.[sb3]'
+	@touch $@
+
+.venv/test-ready: .venv/bin/python pyproject.toml constraints.txt
+	.venv/bin/python -m pip install $(PIP_OPTIONS) -e '.[sb3,dev]'
+	@touch $@
+
+# The tests' simulators have the core package only: neither torch nor Stable-Baselines3.
+.venv-simulator/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-simulator
+	.venv-simulator/bin/python -m pip install $(PIP_OPTIONS) -e .
+	@touch $@

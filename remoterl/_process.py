@@ -1,0 +1,68 @@
+"""The one thing that this process is to remoterl: a trainer with a session, a simulator, or nothing."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from remoterl._logging import ensure_visible
+from remoterl.config import TrainerConfig, make_config
+from remoterl.errors import AlreadyInitializedError
+from remoterl.session import Session, open_session
+from remoterl.simulator import SimulatorRun
+
+_lock = threading.RLock()
+_arguments: dict[str, Any] | None = None
+_session: Session | None = None
+_simulator: SimulatorRun | None = None
+
+
+def init(**arguments: Any) -> bool:
+    """See `remoterl.init`."""
+    global _arguments, _session, _simulator
+    config = make_config(**arguments)
+    ensure_visible()
+    with _lock:
+        if is_initialized():
+            if arguments == _arguments:
+                return True
+            raise AlreadyInitializedError(
+                f"init(role={arguments['role']!r}) was called, but this process is initialized already, with other "
+                "arguments. Call remoterl.shutdown() first."
+            )
+        _arguments = arguments
+        if isinstance(config, TrainerConfig):
+            _session = open_session(config)
+            return _session is not None
+        _simulator = SimulatorRun(config)
+    return _serve(_simulator)
+
+
+def _serve(simulator: SimulatorRun) -> bool:
+    global _simulator
+    try:
+        return simulator.run()
+    finally:
+        _simulator = None
+
+
+def shutdown() -> None:
+    """See `remoterl.shutdown`."""
+    global _session
+    simulator = _simulator
+    if simulator is not None:
+        simulator.stop()
+    with _lock:
+        session, _session = _session, None
+        if session is not None:
+            session.close()
+
+
+def is_initialized() -> bool:
+    """See `remoterl.is_initialized`."""
+    return _simulator is not None or (_session is not None and not _session.closed)
+
+
+def current_session() -> Session | None:
+    """The trainer's live session, if any."""
+    return _session if _session is not None and not _session.closed else None

@@ -1,0 +1,162 @@
+"""The env runner: one process on a simulator, holding one unit of `env_runner`, hosting rows of vector envs.
+
+A plain class; `session` wraps it with `ray.remote` where it is created, as an actor of the trainer's job,
+so that Ray ends it with the trainer. It answers messages (see `messages`) whichever channel brings them.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import psutil
+
+from remoterl import messages as m
+from remoterl.actors import registry
+from remoterl.actors.rows import Rows, RowsError, open_rows
+from remoterl.shipping import unship, unshippable_exception
+
+REPORT_PERIOD_S = 1.0
+
+
+class EnvRunner:
+    """Hosts the rows of any number of vector envs of one trainer.
+
+    Args:
+        trainer: who it works for.
+        simulator: handle of the node's `Simulator` actor, which is told of rows and steps; None in tests.
+    """
+
+    def __init__(self, trainer: m.TrainerInfo, simulator: Any = None) -> None:
+        registry.load()
+        self._own_ids = registry.known_ids()
+        self._trainer = trainer
+        self._rows: dict[int, Rows] = {}
+        self._steps = 0
+        self._handlers: dict[type, Callable[[Any], Any]] = {
+            m.OpenRows: self._open,
+            m.ResetRows: self._reset,
+            m.StepRows: self._step,
+            m.CallRows: self._call,
+            m.SetAttribute: self._set_attribute,
+            m.IsWrapped: self._is_wrapped,
+            m.RenderRows: self._render,
+            m.CloseRows: self._close,
+            m.FindSpec: self._find_spec,
+        }
+        if simulator is not None:
+            threading.Thread(target=self._report, args=(simulator,), name="report", daemon=True).start()
+
+    def ready(self) -> m.EnvRunnerInfo:
+        """Answered as soon as the process is up."""
+        return self._info()
+
+    def handle(self, payload: bytes) -> bytes:
+        """Answer one encoded request with one encoded reply; an error is a reply too (`RowsFailed`)."""
+        request = m.decode(payload)
+        try:
+            reply = self._handlers[type(request)](request)
+            return m.encode(reply)
+        except RowsError as error:
+            return m.encode(m.RowsFailed(error.errors))
+        except Exception as error:
+            return m.encode(m.RowsFailed([_general_error(request, error)]))
+
+    def _open(self, request: m.OpenRows) -> m.RowsOpened:
+        registry.add_specs(request.specs, self._own_ids)
+        rows = open_rows(request.semantics, request.factories, request.rows, request.autoreset_mode)
+        self._rows[request.vector_id] = rows
+        return rows.describe()
+
+    def _reset(self, request: m.ResetRows) -> m.RowsReset:
+        rows = self._rows[request.vector_id]
+        options = unship(request.options) if request.options else [None] * len(rows)
+        return rows.reset(request.seeds, options, request.mask)
+
+    def _step(self, request: m.StepRows) -> m.RowsStepped:
+        rows = self._rows[request.vector_id]
+        reply = rows.step(request.actions)
+        self._steps += len(rows)
+        return reply
+
+    def _call(self, request: m.CallRows) -> m.RowsCalled:
+        args, kwargs = unship(request.arguments)
+        rows = self._rows[request.vector_id]
+        return m.RowsCalled(
+            rows.call(request.rows, request.name, args, kwargs, request.call, request.through_wrappers)
+        )
+
+    def _set_attribute(self, request: m.SetAttribute) -> m.RowsCalled:
+        rows = self._rows[request.vector_id]
+        rows.set_attribute(request.rows, request.name, unship(request.values), request.through_wrappers)
+        return m.RowsCalled([])
+
+    def _is_wrapped(self, request: m.IsWrapped) -> m.RowsCalled:
+        try:
+            wrapper_class = pickle.loads(request.wrapper_class)
+        except ImportError:  # a class that this simulator does not have wraps none of its environments
+            return m.RowsCalled([False] * len(request.rows))
+        return m.RowsCalled(self._rows[request.vector_id].is_wrapped(request.rows, wrapper_class))
+
+    def _render(self, request: m.RenderRows) -> m.RowsCalled:
+        return m.RowsCalled(self._rows[request.vector_id].render())
+
+    def _close(self, request: m.CloseRows) -> m.RowsCalled:
+        rows = self._rows.pop(request.vector_id, None)
+        if rows is not None:
+            rows.close()
+        return m.RowsCalled([])
+
+    def _find_spec(self, request: m.FindSpec) -> m.SpecFound:
+        registry.add_specs(request.specs, self._own_ids)
+        try:
+            return m.SpecFound(registry.portable_spec(_resolve(request.env_id)))
+        except (gymnasium.error.UnregisteredEnv, gymnasium.error.Error, ModuleNotFoundError):
+            return m.SpecFound(None)
+
+    def _info(self) -> m.EnvRunnerInfo:
+        import ray
+
+        process = psutil.Process()
+        return m.EnvRunnerInfo(
+            actor_id=ray.get_runtime_context().get_actor_id() or "",
+            pid=process.pid,
+            started=process.create_time(),
+            trainer=self._trainer,
+            rows=sum(len(rows) for rows in list(self._rows.values())),
+            steps=self._steps,
+        )
+
+    def _report(self, simulator: Any) -> None:
+        last: m.EnvRunnerInfo | None = None
+        stop = threading.Event()
+        while True:
+            info = self._info()
+            if info != last:
+                simulator.report.remote(info)
+                last = info
+            stop.wait(REPORT_PERIOD_S)
+
+
+def _resolve(env_id: str) -> Any:
+    """The EnvSpec of `[module:]id`, with Gymnasium's own rules for versions and its own warnings."""
+    from gymnasium.envs import registration
+
+    return registration._find_spec(env_id)
+
+
+def _general_error(request: Any, error: Exception) -> m.RowError:
+    return m.RowError(
+        row=-1,
+        env=f"(process {os.getpid()}, Python {sys.version.split()[0]})",
+        exception=None if unshippable_exception(error) else pickle.dumps(error),
+        type_name=type(error).__name__,
+        message=str(error),
+        traceback="".join(traceback.format_exception(error)),
+    )

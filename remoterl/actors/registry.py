@@ -1,0 +1,138 @@
+"""Which environments a simulator brings: its Gymnasium registry, carried into every worker of its node.
+
+The simulator process writes its registrations to a file in its node's folder; the path travels in the
+environment of `ray start`, so that each worker process of that node (ours, and RLlib's) can load them.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import gymnasium
+from gymnasium.envs.registration import EnvSpec, load_env_creator, registry
+
+from remoterl._logging import logger
+from remoterl.shipping import StaysLocal, is_beside_the_script, ship
+
+REGISTRY_VARIABLE = "REMOTERL_REGISTRY"
+
+
+def save(path: Path) -> None:
+    """Write this process's registrations, `__main__`'s classes by value, one pickle an id."""
+    entries: dict[str, bytes] = {}
+    for env_id, spec in registry.items():
+        try:
+            entries[env_id] = cloudpickle.dumps(spec)
+        except Exception as error:
+            logger.warning("The environment %s is not offered: it can't be pickled (%s).", env_id, error)
+    path.write_bytes(pickle.dumps(entries))
+    path.chmod(0o600)
+
+
+_loaded = False
+
+
+def load() -> None:
+    """Register what the simulator of this node registered. Once a process; nothing on other nodes."""
+    global _loaded
+    if _loaded:
+        return
+    _loaded = True
+    path = os.environ.get(REGISTRY_VARIABLE)
+    if not path or not os.path.exists(path):
+        return
+    entries: Mapping[str, bytes] = pickle.loads(Path(path).read_bytes())
+    for env_id, data in entries.items():
+        try:
+            registry[env_id] = pickle.loads(data)
+        except Exception as error:
+            logger.warning("The environment %s can't be loaded on this node: %s", env_id, error)
+
+
+class RegisteredEntryPoint:
+    """A simulator's own entry point, as the trainer holds it: opaque there, called on a simulator only."""
+
+    def __init__(self, env_id: str) -> None:
+        self.env_id = env_id
+
+    def _creator(self) -> Any:
+        entry_point = registry[self.env_id].entry_point
+        return load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+
+    def __call__(self, **kwargs: Any) -> gymnasium.Env:
+        return self._creator()(**kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "metadata" and self.env_id in registry:
+            return self._creator().metadata
+        raise AttributeError(name)
+
+    def __repr__(self) -> str:
+        return f"<entry point of {self.env_id} on its simulator>"
+
+
+def portable_spec(spec: EnvSpec | None) -> EnvSpec | None:
+    """A copy of a simulator's spec that a trainer without the environment's package can load."""
+    if spec is None:
+        return None
+    portable = copy.copy(spec)
+    if callable(spec.entry_point):
+        portable.entry_point = RegisteredEntryPoint(spec.id)
+    if callable(spec.vector_entry_point):
+        portable.vector_entry_point = repr(spec.vector_entry_point)
+    return portable
+
+
+def ship_specs(specs: Iterable[EnvSpec]) -> bytes:
+    """Pickle a trainer's registrations for a simulator; those that can't travel are left out."""
+    shipped: dict[str, bytes] = {}
+    for spec in specs:
+        try:
+            shipped[spec.id] = ship(_with_local_code(spec))
+        except StaysLocal as error:
+            logger.debug("%s stays on the trainer: %s", spec.id, error)
+    return pickle.dumps(shipped) if shipped else b""
+
+
+def _with_local_code(spec: EnvSpec) -> EnvSpec:
+    """Where the entry point is text that names a module beside the script, put the class itself there."""
+    import importlib.util
+    import sys
+
+    if not isinstance(spec.entry_point, str):
+        return spec
+    module_name = spec.entry_point.split(":")[0]
+    if module_name not in sys.modules and importlib.util.find_spec(module_name.split(".")[0]) is None:
+        return spec
+    if module_name.split(".")[0] == "gymnasium":
+        return spec
+    try:
+        creator = load_env_creator(spec.entry_point)
+    except Exception as error:
+        logger.debug("%s: its entry point can't be loaded on the trainer (%s)", spec.id, error)
+        return spec
+    if not is_beside_the_script(sys.modules[module_name]):
+        return spec
+    with_code = copy.copy(spec)
+    with_code.entry_point = creator
+    return with_code
+
+
+def add_specs(data: bytes, own: frozenset[str]) -> None:
+    """Register in an env runner what the trainer mirrored, but never over the simulator's own (`own`)."""
+    if not data:
+        return
+    for env_id, spec in pickle.loads(data).items():
+        if env_id not in own:
+            registry[env_id] = cloudpickle.loads(spec)
+
+
+def known_ids() -> frozenset[str]:
+    """All ids that can be made in this process."""
+    return frozenset(registry)

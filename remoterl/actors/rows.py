@@ -1,0 +1,352 @@
+"""Rows: the environments of one vector env that live on one env runner, stepped by the rules of a local class.
+
+Each class here repeats one local class's rules row by row, so that the trainer's side only has to put
+batches beside each other. No Ray and no channel in here.
+
+Sources: Gymnasium 1.2 `SyncVectorEnv`, `AsyncVectorEnv`, `AutoresetMode`; Stable-Baselines3 2.9
+`DummyVecEnv`, `SubprocVecEnv`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import concatenate, create_empty_array
+
+from remoterl.actors.registry import portable_spec
+from remoterl.messages import RemoteMethod, RowError, RowsOpened, RowsReset, RowsStepped, Semantics
+from remoterl.shipping import unship, unshippable_exception
+
+
+class RowsError(Exception):  # noqa: N818
+    """Some rows raised; `errors` holds all of them."""
+
+    def __init__(self, errors: list[RowError]) -> None:
+        super().__init__(f"{len(errors)} rows raised")
+        self.errors = errors
+
+
+class Rows(ABC):
+    """The environments of some consecutive rows of a vector env."""
+
+    def __init__(self, factories: Sequence[Callable[[], Any]], row_numbers: Sequence[int]) -> None:
+        self.row_numbers = tuple(row_numbers)
+        self.envs: list[Any] = [None] * len(factories)
+        try:
+            self._each(range(len(factories)), lambda row: self.envs.__setitem__(row, factories[row]()))
+        except RowsError:
+            self.close()
+            raise
+
+    def __len__(self) -> int:
+        return len(self.envs)
+
+    @abstractmethod
+    def reset(
+        self, seeds: Sequence[int | None], options: Sequence[dict | None], mask: Sequence[bool] | None
+    ) -> RowsReset:
+        """Reset the rows of the mask (None: all)."""
+
+    @abstractmethod
+    def step(self, actions: Any) -> RowsStepped:
+        """Step every row, with the autoreset that the local class does."""
+
+    def describe(self) -> RowsOpened:
+        """Spaces and metadata; a list has one entry where all rows agree, else one a row."""
+        first = self.envs[0]
+        return RowsOpened(
+            observation_spaces=_agreed([env.observation_space for env in self.envs]),
+            action_spaces=_agreed([env.action_space for env in self.envs]),
+            metadata=dict(first.metadata),
+            render_modes=_agreed([getattr(env, "render_mode", None) for env in self.envs]),
+            spec=None,
+            description=str(first),
+            distinct=len({id(env.unwrapped) for env in self.envs}),
+            extra={},
+        )
+
+    def call(self, rows: Iterable[int], name: str, args: Any, kwargs: Any, call: bool | None, wrappers: bool) -> list:
+        """`get_wrapper_attr(name)` of each row (numbers of the whole vector env), called where asked for."""
+
+        def one(row: int) -> Any:
+            env = self.envs[row]
+            attribute = env.get_wrapper_attr(name) if wrappers else getattr(env.unwrapped, name)
+            return _value(attribute, name, args, kwargs, call)
+
+        return self._each(self._local(rows), one)
+
+    def set_attribute(self, rows: Sequence[int], name: str, values: Sequence[Any], wrappers: bool) -> None:
+        """`set_wrapper_attr`, or plain `setattr` as SB3 does."""
+
+        def one(row: int) -> None:
+            value = values[rows.index(self.row_numbers[row])]
+            if wrappers:
+                self.envs[row].set_wrapper_attr(name, value)
+            else:
+                setattr(self.envs[row], name, value)
+
+        self._each(self._local(rows), one)
+
+    def is_wrapped(self, rows: Iterable[int], wrapper_class: type) -> list[bool]:
+        """As SB3's `is_wrapped`: a bool for each row."""
+        return self._each(self._local(rows), lambda row: _is_wrapped(self.envs[row], wrapper_class))
+
+    def render(self) -> list[Any]:
+        """A frame (or what the render mode makes) for each row."""
+        return self._each(range(len(self)), lambda row: self.envs[row].render())
+
+    def close(self) -> None:
+        """Close every environment that was made."""
+        self._each([row for row, env in enumerate(self.envs) if env is not None], lambda row: self.envs[row].close())
+
+    def _local(self, rows: Iterable[int]) -> list[int]:
+        return [self.row_numbers.index(row) for row in rows]
+
+    def _each(self, rows: Iterable[int], one: Callable[[int], Any]) -> list[Any]:
+        """Do one thing for each local row; go on after an exception, and raise all of them at the end."""
+        results, errors = [], []
+        for row in rows:
+            try:
+                results.append(one(row))
+            except Exception as error:
+                errors.append(self._row_error(row, error))
+        if errors:
+            raise RowsError(errors)
+        return results
+
+    def _row_error(self, row: int, error: Exception) -> RowError:
+        env = self.envs[row]
+        spec = getattr(env, "spec", None)
+        return RowError(
+            row=self.row_numbers[row],
+            env=spec.id if spec is not None else type(getattr(env, "unwrapped", env)).__name__ if env else "",
+            exception=None if unshippable_exception(error) else pickle.dumps(error),
+            type_name=type(error).__name__,
+            message=str(error),
+            traceback="".join(traceback.format_exception(error)),
+        )
+
+
+class GymnasiumRows(Rows):
+    """Rows of a `SyncVectorEnv` or `AsyncVectorEnv`."""
+
+    def __init__(
+        self,
+        factories: Sequence[Callable[[], gymnasium.Env]],
+        row_numbers: Sequence[int],
+        autoreset_mode: AutoresetMode,
+        strict: bool,
+    ) -> None:
+        super().__init__(factories, row_numbers)
+        self._mode = autoreset_mode
+        self._strict = strict  # SyncVectorEnv refuses to step a finished row in DISABLED mode
+        self._space = self.envs[0].observation_space
+        self._observations: list[Any] = [None] * len(self)
+        self._buffer = create_empty_array(self._space, n=len(self), fn=np.zeros)
+        self._finished = np.zeros(len(self), dtype=np.bool_)
+
+    def reset(
+        self, seeds: Sequence[int | None], options: Sequence[dict | None], mask: Sequence[bool] | None
+    ) -> RowsReset:
+        infos: list[tuple[int, dict[str, Any]]] = []
+
+        def one(row: int) -> None:
+            self._observations[row], info = self.envs[row].reset(seed=seeds[row], options=options[row])
+            self._finished[row] = False
+            if info:
+                infos.append((row, info))
+
+        self._each([row for row in range(len(self)) if mask is None or mask[row]], one)
+        return RowsReset(self._batch(), infos)
+
+    def step(self, actions: Any) -> RowsStepped:
+        rewards = np.zeros(len(self), dtype=np.float64)
+        terminations = np.zeros(len(self), dtype=np.bool_)
+        truncations = np.zeros(len(self), dtype=np.bool_)
+        infos: list[tuple[int, dict[str, Any], Any]] = []
+        next_step = self._mode == AutoresetMode.NEXT_STEP
+        same_step = self._mode == AutoresetMode.SAME_STEP
+
+        def one(row: int) -> None:
+            env, final = self.envs[row], None
+            if next_step and self._finished[row]:
+                self._observations[row], info = env.reset()
+            else:
+                if self._strict and not next_step and not same_step:
+                    assert not self._finished[row], (
+                        f"row {self.row_numbers[row]} is finished and autoreset_mode is DISABLED: reset it first, "
+                        "with options={'reset_mask': ...}"
+                    )
+                self._observations[row], rewards[row], terminations[row], truncations[row], info = env.step(
+                    actions[row]
+                )
+                if same_step and (terminations[row] or truncations[row]):
+                    final = (self._observations[row], info)
+                    self._observations[row], info = env.reset()
+            if info or final is not None:
+                infos.append((row, info, final))
+
+        self._each(range(len(self)), one)
+        self._finished = np.logical_or(terminations, truncations)
+        return RowsStepped(self._batch(), rewards, terminations, truncations, infos, [])
+
+    def _batch(self) -> Any:
+        return concatenate(self._space, self._observations, self._buffer)
+
+
+class StableBaselinesRows(Rows):
+    """Rows of an SB3 `DummyVecEnv` (values are written into buffers) or `SubprocVecEnv` (values are stacked)."""
+
+    def __init__(self, factories: Sequence[Callable[[], Any]], row_numbers: Sequence[int], buffers: bool) -> None:
+        super().__init__(factories, row_numbers)
+        self._buffers = buffers
+        self._space = self.envs[0].observation_space
+        self._observations: list[Any] = [None] * len(self)
+
+    def reset(
+        self, seeds: Sequence[int | None], options: Sequence[dict | None], mask: Sequence[bool] | None
+    ) -> RowsReset:
+        infos: list[tuple[int, dict[str, Any]]] = []
+
+        def one(row: int) -> None:
+            maybe_options = {"options": options[row]} if options[row] else {}
+            self._observations[row], info = self.envs[row].reset(seed=seeds[row], **maybe_options)
+            infos.append((row, info))
+
+        self._each(range(len(self)), one)
+        return RowsReset(self._batch(), infos)
+
+    def step(self, actions: Any) -> RowsStepped:
+        rewards: list[Any] = [0.0] * len(self)
+        dones: list[Any] = [False] * len(self)
+        infos: list[tuple[int, dict[str, Any], Any]] = []
+        reset_infos: list[tuple[int, dict[str, Any]]] = []
+
+        def one(row: int) -> None:
+            observation, rewards[row], terminated, truncated, info = self.envs[row].step(actions[row])
+            dones[row] = done = terminated or truncated
+            time_limit = truncated and not terminated
+            if info or done or time_limit is not False:
+                info["TimeLimit.truncated"] = time_limit
+                if done:
+                    info["terminal_observation"] = observation
+                    observation, reset_info = self.envs[row].reset()
+                    reset_infos.append((row, reset_info))
+                infos.append((row, info, None))
+            self._observations[row] = observation
+
+        self._each(range(len(self)), one)
+        if self._buffers:
+            reward_array = np.zeros(len(self), dtype=np.float32)
+            done_array = np.zeros(len(self), dtype=bool)
+            for row in range(len(self)):
+                reward_array[row], done_array[row] = rewards[row], dones[row]
+        else:
+            reward_array, done_array = np.stack(rewards), np.stack(dones)
+        return RowsStepped(self._batch(), reward_array, done_array, None, infos, reset_infos)
+
+    def _batch(self) -> Any:
+        if isinstance(self._space, spaces.Dict):
+            return {key: self._leaf(key, space) for key, space in self._space.spaces.items()}
+        if isinstance(self._space, spaces.Tuple):
+            return tuple(self._leaf(key, space) for key, space in enumerate(self._space.spaces))
+        return self._leaf(None, self._space)
+
+    def _leaf(self, key: Any, space: spaces.Space) -> np.ndarray:
+        values = self._observations if key is None else [observation[key] for observation in self._observations]
+        if not self._buffers:
+            return np.stack(values)
+        batch = np.zeros((len(values), *(space.shape or ())), dtype=space.dtype)
+        for row, value in enumerate(values):
+            batch[row] = value
+        return batch
+
+
+class WholeRows(Rows):
+    """One environment, or one vector env, as it is: nothing is batched, every Python type stays."""
+
+    def reset(
+        self, seeds: Sequence[int | None], options: Sequence[dict | None], mask: Sequence[bool] | None
+    ) -> RowsReset:
+        [(observation, info)] = self._each([0], lambda row: self.envs[row].reset(seed=seeds[0], options=options[0]))
+        return RowsReset(observation, [(0, info)])
+
+    def step(self, actions: Any) -> RowsStepped:
+        [(observation, reward, terminated, truncated, info)] = self._each(
+            [0], lambda row: self.envs[row].step(actions)
+        )
+        return RowsStepped(observation, reward, terminated, truncated, [(0, info, None)], [])
+
+    def describe(self) -> RowsOpened:
+        env = self.envs[0]
+        if not isinstance(env, VectorEnv):
+            return super().describe()._replace(spec=portable_spec(env.spec))
+        return RowsOpened(
+            observation_spaces=[env.single_observation_space],
+            action_spaces=[env.single_action_space],
+            metadata=dict(env.metadata),
+            render_modes=[getattr(env, "render_mode", None)],
+            spec=None,
+            description=str(env),
+            distinct=1,
+            extra={
+                "num_envs": env.num_envs,
+                "observation_space": env.observation_space,
+                "action_space": env.action_space,
+            },
+        )
+
+    def call(self, rows: Iterable[int], name: str, args: Any, kwargs: Any, call: bool | None, wrappers: bool) -> list:
+        if not isinstance(self.envs[0], VectorEnv):
+            return super().call(rows, name, args, kwargs, call, wrappers)
+
+        def one(row: int) -> Any:
+            return _value(getattr(self.envs[row], name), name, args, kwargs, call)
+
+        return self._each([0], one)
+
+
+def open_rows(semantics: Semantics, factories: bytes, rows: Sequence[int], mode: AutoresetMode) -> Rows:
+    """Make the environments of some rows under the rules of `semantics`.
+
+    Raises:
+        NotShippableError: a module that a factory needs is missing here.
+        RowsError: factories raised.
+    """
+    fns = unship(factories)
+    if semantics is Semantics.GYMNASIUM_SYNC:
+        return GymnasiumRows(fns, rows, mode, strict=True)
+    if semantics is Semantics.GYMNASIUM_ASYNC:
+        return GymnasiumRows(fns, rows, mode, strict=False)
+    if semantics is Semantics.SB3_DUMMY:
+        return StableBaselinesRows(fns, rows, buffers=True)
+    if semantics is Semantics.SB3_SUBPROC:
+        return StableBaselinesRows(fns, rows, buffers=False)
+    return WholeRows(fns, rows)
+
+
+def _value(attribute: Any, name: str, args: Any, kwargs: Any, call: bool | None) -> Any:
+    if call or (call is None and callable(attribute)):
+        return attribute(*args, **kwargs)
+    return RemoteMethod(name) if inspect.isroutine(attribute) else attribute
+
+
+def _agreed(values: list[Any]) -> list[Any]:
+    return values[:1] if all(value == values[0] for value in values[1:]) else values
+
+
+def _is_wrapped(env: Any, wrapper_class: type) -> bool:
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, wrapper_class):
+            return True
+        env = env.env
+    return False

@@ -1,0 +1,1 @@
+"""How requests reach an env runner and replies come back."""

@@ -1,0 +1,32 @@
+"""The command line: thin commands over the package. Keys come from the environment, never from an argument."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from remoterl.cli import demo, simulate, status
+
+app = typer.Typer(
+    name="remoterl",
+    help="Reinforcement-learning environments that live on other machines, natively on Ray.",
+    epilog="The cluster's key is read from REMOTERL_API_KEY (else where Ray keeps its token).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("simulate")(simulate.simulate)
+app.command("status")(status.status)
+app.command("demo")(demo.demo)
+
+
+def main() -> None:
+    """Run the command line; an error of ours is one line on stderr and exit code 1."""
+    from remoterl.errors import RemoteRLError
+
+    try:
+        app()
+    except RemoteRLError as error:
+        print(f"remoterl: {type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(1)

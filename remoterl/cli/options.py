@@ -1,0 +1,17 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="The hub: ray://HOST:10001, HOST:6379 or auto. Default: REMOTERL_ADDRESS, RAY_ADDRESS, this machine.",
+        show_default=False,
+    ),
+]
+Timeout = Annotated[float, typer.Option("--timeout", help="Seconds to reach the hub.")]

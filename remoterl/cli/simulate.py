@@ -1,0 +1,53 @@
+"""`remoterl simulate`: this machine becomes a simulator."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from remoterl.cli.options import Address, Timeout
+
+
+def simulate(
+    address: Address = None,
+    name: Annotated[str | None, typer.Option(help="Its name. Default: the host's name and a short id.")] = None,
+    max_env_runners: Annotated[int, typer.Option(help="How many env runners it hosts at most.")] = 32,
+    label: Annotated[list[str] | None, typer.Option(help="KEY=VALUE, a label of its Ray node; several.")] = None,
+    register: Annotated[
+        list[str] | None, typer.Option(help="MODULE to import, which registers environments; several.")
+    ] = None,
+    timeout: Timeout = 30.0,
+) -> None:
+    """Offer this machine's environments to trainers, until Ctrl-C.
+
+    Without an address, and with no Ray on this machine, it starts a hub too.
+    """
+    import remoterl
+    from remoterl.errors import ConfigurationError
+
+    labels = {}
+    for text in label or []:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise ConfigurationError(f"--label takes KEY=VALUE, got {text!r}.")
+        labels[key] = value
+    if os.getcwd() not in sys.path:  # as `python script.py` would find modules beside it
+        sys.path.insert(0, os.getcwd())
+    for module in register or []:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigurationError(f"--register {module}: it can't be imported here ({error}).") from error
+    served = remoterl.init(
+        role="simulator",
+        address=address,
+        name=name,
+        max_env_runners=max_env_runners,
+        labels=labels,
+        timeout_s=timeout,
+    )
+    raise typer.Exit(0 if served else 1)

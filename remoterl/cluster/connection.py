@@ -1,0 +1,211 @@
+"""A trainer's connection to Ray: through Ray Client, as an in-cluster driver, private, or one already open."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from remoterl._logging import logger
+from remoterl.actors.directory import RESOURCE
+from remoterl.cluster import auth, node, probe
+from remoterl.config import Address
+from remoterl.errors import ConfigurationError, RemoteRLError, VersionMismatchError
+
+Kind = Literal["client", "driver", "local", "existing"]
+
+
+@dataclass
+class Connection:
+    """An open Ray connection. `close` ends it, unless the script had opened it itself.
+
+    `context` is what `ray.init()` returned (or would have).
+    """
+
+    kind: Kind
+    description: str
+    context: Any
+    _undo: Callable[[], None]
+
+    def close(self) -> None:
+        """Disconnect (or leave the script's own connection open). Idempotent."""
+        undo, self._undo = self._undo, lambda: None
+        undo()
+
+
+def connect(
+    address: Address | None,
+    *,
+    api_key: str | None,
+    timeout_s: float,
+    runtime_env: Mapping[str, Any] | None = None,
+    address_was_argument: bool = False,
+    local_units: int = 1,
+) -> Connection | None:
+    """Connect this process to the cluster.
+
+    Args:
+        address: None looks for a Ray that runs on this machine.
+        local_units: how many `env_runner` units a private cluster (`local`) gets.
+
+    Returns:
+        None where the hub can't be reached within `timeout_s`; one log line says what to check.
+
+    Raises:
+        AuthenticationError, VersionMismatchError, ConfigurationError: what no retry mends.
+    """
+    open_connection = _existing(address if address_was_argument else None)
+    if open_connection is not None:
+        return open_connection
+    if address is not None and address.kind == "local":
+        return _start_private(local_units, runtime_env)
+    deadline = time.monotonic() + timeout_s
+    if address is None or address.kind == "auto":
+        found = find_running(deadline)
+        if found is None:
+            logger.error(
+                "No hub: no address was given and no Ray runs on this machine. Pass address='ray://HOST:10001' "
+                "or set REMOTERL_ADDRESS; start a hub with `remoterl simulate` on some machine."
+            )
+            return None
+        address = found
+    if not probe.wait_for_hub(address, api_key, max(0.1, deadline - time.monotonic())):
+        logger.error(
+            "No hub answers at %s within %.0f s. Check that it runs, that host and port are right (Ray Client "
+            "listens on 10001 by default), and that no firewall is between.",
+            address,
+            timeout_s,
+        )
+        return None
+    undo_key = auth.use_key(api_key)
+    try:
+        context = _ray_init(str(address), runtime_env)
+    except ConnectionError as error:
+        undo_key()
+        logger.error("The hub at %s answered, but Ray could not connect: %s", address, _first_line(error))
+        return None
+    except BaseException:
+        undo_key()
+        raise
+    kind: Kind = "client" if address.kind == "client" else "driver"
+
+    def close() -> None:
+        _ray_shutdown()
+        undo_key()
+
+    return Connection(kind, str(address), context, close)
+
+
+def find_running(deadline: float) -> Address | None:
+    """The hub of a Ray that runs on this machine, by Ray's own rules; looked for until `deadline`."""
+    while True:
+        address = running_address()
+        if address is not None or time.monotonic() >= deadline:
+            return address
+        time.sleep(probe.RETRY_PERIOD_S)
+
+
+def running_address() -> Address | None:
+    """The address that the last `ray start` on this machine left, if a hub still answers there."""
+    from ray._private.services import find_bootstrap_address
+
+    text = find_bootstrap_address(None)
+    if not text:
+        return None
+    host, _, port = text.rpartition(":")
+    address = Address("gcs", host.strip("[]"), int(port))
+    return None if probe.ask(address, None, timeout_s=1.0) is probe.Answer.UNREACHABLE else address
+
+
+def _existing(asked: Address | None) -> Connection | None:
+    import ray
+    from ray.util.client import ray as client
+
+    if not ray.is_initialized():
+        return None
+    if client.is_connected():
+        open_kind, open_target = "client", client.get_context().client_worker._conn_str
+        context: Any = _client_context()
+    else:
+        open_kind, open_target = "gcs", ray.get_runtime_context().gcs_address
+        context = ray.init(ignore_reinit_error=True)
+    here = f"ray://{open_target}" if open_kind == "client" else open_target
+    different = asked is not None and asked.kind != "auto" and (asked.kind, asked.target) != (open_kind, open_target)
+    if different:
+        raise ConfigurationError(
+            f"Ray is already connected to {here}, but address={str(asked)!r} asks for another cluster. "
+            "Leave the address out to use the open connection, or call ray.shutdown() first."
+        )
+    return Connection("existing", here, context, lambda: None)
+
+
+def _client_context() -> Any:
+    from ray.client_builder import ClientContext
+    from ray.util.client import ray as client
+
+    info = client.get_context().client_worker.connection_info()
+    return ClientContext(
+        dashboard_url=client._get_dashboard_url(),
+        python_version=info["python_version"],
+        ray_version=info["ray_version"],
+        ray_commit=info["ray_commit"],
+        _num_clients=info["num_clients"],
+        _context_to_restore=client.get_context(),
+    )
+
+
+def _start_private(units: int, runtime_env: Mapping[str, Any] | None) -> Connection:
+    folder = tempfile.mkdtemp(prefix="remoterl-", dir=node._short_temporary_folder())
+    undo_key = auth.use_key(auth.random_key())
+
+    def close() -> None:
+        _ray_shutdown()
+        undo_key()
+        shutil.rmtree(folder, ignore_errors=True)
+
+    try:
+        context = _ray_init(
+            "local",
+            runtime_env,
+            resources={RESOURCE: units},
+            include_dashboard=False,
+            _temp_dir=folder,
+            _node_name="local",
+            object_store_memory=node.OBJECT_STORE_BYTES,
+        )
+    except BaseException:
+        close()
+        raise
+    return Connection("local", "a private cluster on this machine", context, close)
+
+
+def _ray_init(address: str, runtime_env: Mapping[str, Any] | None, **options: Any) -> Any:
+    import ray
+
+    if runtime_env:
+        options["runtime_env"] = dict(runtime_env)
+    try:
+        return ray.init(address, **options)
+    except RuntimeError as error:
+        if "version mismatch" in str(error).lower():
+            raise VersionMismatchError(
+                f"This process and the cluster at {address} differ. {error}Install the same Ray and Python on both."
+            ) from error
+        if isinstance(error, RemoteRLError):
+            raise
+        raise RemoteRLError(f"Ray could not connect to {address}: {error}") from error
+    except ValueError as error:
+        raise ConfigurationError(f"Ray could not connect to {address}: {error}") from error
+
+
+def _ray_shutdown() -> None:
+    import ray
+
+    ray.shutdown()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

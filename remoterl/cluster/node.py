@@ -1,0 +1,179 @@
+"""One Ray node as a child of this process: started by `ray start --block`, ended by a signal to exactly it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from remoterl.actors.directory import NAME_LABEL, RESOURCE
+from remoterl.cluster.auth import key_environment
+from remoterl.config import DEFAULT_CLIENT_PORT, DEFAULT_GCS_PORT, Address
+
+STOP_TIMEOUT_S = 15.0
+# Simulators move small messages; Ray's default of 30 % of the machine is for data that they don't have.
+OBJECT_STORE_BYTES = 1_000_000_000
+
+
+class NodeFailedError(Exception):
+    """`ray start` ended before the node was up; the message is the end of what it printed."""
+
+
+class Node:
+    """A Ray node that this process started. Linux.
+
+    Args:
+        name: the node's name and the value of its label `remoterl-name`.
+        units: how many units of `env_runner` it offers.
+        address: the hub's GCS address; None starts a hub (a head node) here.
+        api_key: the cluster's key, handed over in the child's environment.
+        labels: further labels of the node.
+        num_cpus: CPUs it offers to Ray; None lets Ray count them.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        units: int,
+        address: Address | None,
+        api_key: str | None,
+        labels: Mapping[str, str],
+        num_cpus: int | None,
+    ) -> None:
+        self.name = name
+        self.folder = Path(tempfile.mkdtemp(prefix="remoterl-", dir=_short_temporary_folder()))
+        self._units = units
+        self._hub = address
+        self._api_key = api_key
+        self._labels = {NAME_LABEL: name, **labels}
+        self._num_cpus = num_cpus
+        self._process: subprocess.Popen[bytes] | None = None
+        self.client_port: int | None = None
+
+    @property
+    def is_hub(self) -> bool:
+        """Was a head node started?"""
+        return self._hub is None
+
+    @property
+    def temporary_folder(self) -> Path:
+        """Ray's own folder for this node."""
+        return self.folder / "ray" if not self.is_hub else Path(_rays_default_folder())
+
+    def start(self, environment: Mapping[str, str]) -> None:
+        """Spawn `ray start`; returns at once.
+
+        Call it from a thread that lives as long as the node is to live: the node ends with that thread.
+        """
+        arguments = [
+            "--node-name", self.name,
+            "--labels", ",".join(f"{key}={value}" for key, value in self._labels.items()),
+            "--resources", json.dumps({RESOURCE: self._units}),
+            "--min-worker-port", "0",
+            "--max-worker-port", "0",
+            "--dashboard-agent-listen-port", "0",
+            "--object-store-memory", str(OBJECT_STORE_BYTES),
+            "--disable-usage-stats",
+            "--block",
+        ]  # fmt: skip
+        if self._num_cpus is not None:
+            arguments += ["--num-cpus", str(self._num_cpus)]
+        if self._hub is None:
+            self.client_port = _free_port(DEFAULT_CLIENT_PORT)
+            arguments += ["--head", "--port", str(_free_port(DEFAULT_GCS_PORT)), "--include-dashboard", "false"]
+            arguments += ["--ray-client-server-port", str(self.client_port)]
+            self._marker.unlink(missing_ok=True)
+        else:
+            arguments += ["--address", self._hub.target, "--temp-dir", str(self.temporary_folder)]
+        with open(self._log, "wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, str(Path(__file__).with_name("_run_node.py")), str(os.getpid()), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment, **key_environment(self._api_key)},
+                start_new_session=True,
+            )
+
+    def wait_until_up(self, timeout_s: float) -> str | None:
+        """The cluster's GCS address once the node has joined, None after `timeout_s`.
+
+        Raises:
+            NodeFailedError: `ray start` ended.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if not self.is_running():
+                raise NodeFailedError(self.last_lines())
+            if self._marker.exists() and (address := self._marker.read_text().strip()):
+                return address
+            time.sleep(0.05)
+        return None
+
+    def is_running(self) -> bool:
+        """Is the `ray start` process alive?"""
+        return self._process is not None and self._process.poll() is None
+
+    def last_lines(self, lines: int = 15) -> str:
+        """The end of what `ray start` printed."""
+        try:
+            return "\n".join(self._log.read_text(errors="replace").splitlines()[-lines:])
+        except OSError:
+            return ""
+
+    def stop(self) -> None:
+        """End exactly this node and all its processes, and remove its folder. Idempotent."""
+        process, self._process = self._process, None
+        if process is not None and process.poll() is None:
+            address = self._marker.read_text().strip() if self.is_hub and self._marker.exists() else None
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            if address and self._marker.exists() and self._marker.read_text().strip() == address:
+                self._marker.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / "ray-start.log"
+
+    @property
+    def _marker(self) -> Path:
+        # `ray start` writes the cluster's address here as its last act; `ray.init()` without an address reads it.
+        return self.temporary_folder / "ray_current_cluster"
+
+
+def _rays_default_folder() -> str:
+    from ray._common.utils import get_default_ray_temp_dir
+
+    return get_default_ray_temp_dir()
+
+
+def _short_temporary_folder() -> str | None:
+    """Ray's socket paths may not pass 107 bytes, and it adds about 70 to the folder it is given."""
+    folder = tempfile.gettempdir()
+    return folder if len(folder) <= 20 else "/tmp"
+
+
+def _free_port(preferred: int) -> int:
+    for port in (preferred, 0):
+        with socket.socket() as candidate:
+            candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                candidate.bind(("", port))
+            except OSError:
+                continue
+            return candidate.getsockname()[1]
+    raise OSError("no free TCP port")

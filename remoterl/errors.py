@@ -1,0 +1,80 @@
+"""The errors a user of remoterl can meet, and nothing else.
+
+RemoteRLError (a RuntimeError)
+├── ConfigurationError        (also a ValueError)           a wrong argument; nothing was started
+├── AlreadyInitializedError                                 a second init() that differs from the first
+├── AuthenticationError                                     the cluster refused the key, or wants one
+├── VersionMismatchError                                    Ray, Python or remoterl differ from the cluster's
+├── UnknownEnvironmentError   (also gymnasium.error.UnregisteredEnv)   no simulator knows the id
+├── UnsupportedError          (also a NotImplementedError)  something remoterl cannot do remotely
+├── NotShippableError                                       a factory cannot travel to a simulator
+├── RemoteEnvError                                          an environment raised what cannot be pickled
+└── EnvRunnerLostError                                      an env runner, or its simulator, died
+
+Every message says what was expected, what arrived, and what to change. All of them survive pickling.
+"""
+
+from __future__ import annotations
+
+import gymnasium.error
+
+__all__ = [
+    "AlreadyInitializedError",
+    "AuthenticationError",
+    "ConfigurationError",
+    "EnvRunnerLostError",
+    "NotShippableError",
+    "RemoteEnvError",
+    "RemoteRLError",
+    "RemoteTraceback",
+    "UnknownEnvironmentError",
+    "UnsupportedError",
+    "VersionMismatchError",
+]
+
+
+class RemoteRLError(RuntimeError):
+    """Base of every error that remoterl raises by itself."""
+
+
+class ConfigurationError(RemoteRLError, ValueError):
+    """An argument or an environment variable is wrong. Raised before anything is started."""
+
+
+class AlreadyInitializedError(RemoteRLError):
+    """`init()` was called again with another role or other arguments."""
+
+
+class AuthenticationError(RemoteRLError):
+    """The cluster refused the key, or needs one and got none. Never names a key."""
+
+
+class VersionMismatchError(RemoteRLError):
+    """This process and the cluster run different versions of Ray, Python or remoterl."""
+
+
+class UnknownEnvironmentError(RemoteRLError, gymnasium.error.UnregisteredEnv):
+    """Neither the simulators nor the trainer have registered the environment id."""
+
+
+class UnsupportedError(RemoteRLError, NotImplementedError):
+    """What was asked cannot be done for a remote environment."""
+
+
+class NotShippableError(RemoteRLError):
+    """An environment factory arrived on a simulator that cannot load it (a missing module, mostly)."""
+
+
+class RemoteEnvError(RemoteRLError):
+    """A remote environment raised an exception that cannot be pickled; its traceback is the cause."""
+
+
+class EnvRunnerLostError(RemoteRLError):
+    """An env runner (or the simulator it ran on) died with rows of this vector env on it."""
+
+
+class RemoteTraceback(Exception):  # noqa: N818 - a carrier for text, shown as the cause of the real error
+    """The traceback of an error on a simulator, as text; set as `__cause__` of the error raised here."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}" if self.args else ""

@@ -1,0 +1,249 @@
+"""What crosses processes: requests to an env runner, its replies, and what actors tell of themselves.
+
+Everything is a small named tuple or frozen dataclass, pickled as it stands. A *batch* of observations is
+what `gymnasium.vector.utils.concatenate` makes of the rows of one env runner: an array whose axis 0 is the
+row, a dict or tuple of batches, or (spaces without a fixed shape) a tuple with one observation a row.
+Row numbers are those of the whole vector env, unless a field says local.
+"""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, NamedTuple
+
+import cloudpickle
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+
+class Semantics(Enum):
+    """Whose rules the rows follow: the class that the trainer's script named."""
+
+    GYMNASIUM_SYNC = "SyncVectorEnv"
+    GYMNASIUM_ASYNC = "AsyncVectorEnv"
+    SB3_DUMMY = "DummyVecEnv"
+    SB3_SUBPROC = "SubprocVecEnv"
+    SINGLE = "Env"
+    HOSTED = "VectorEnv"
+
+
+# ---- requests: trainer -> env runner --------------------------------------------------------------------
+
+
+class OpenRows(NamedTuple):
+    """Make environments. Answered by `RowsOpened`."""
+
+    vector_id: int
+    rows: tuple[int, ...]
+    factories: bytes  # shipped list, one callable a row
+    semantics: Semantics
+    autoreset_mode: AutoresetMode
+    specs: bytes  # shipped dict, env id -> EnvSpec: the trainer's registrations that this simulator lacks
+
+
+class ResetRows(NamedTuple):
+    """Reset rows. Answered by `RowsReset`. All tuples are local: one entry a row of this env runner."""
+
+    vector_id: int
+    seeds: tuple[int | None, ...]
+    options: bytes | None  # shipped list, a dict or None for each row
+    mask: tuple[bool, ...] | None  # None: every row
+
+
+class StepRows(NamedTuple):
+    """Step rows. Answered by `RowsStepped`. `actions`: one a row of this env runner, array or list."""
+
+    vector_id: int
+    actions: Any
+
+
+class CallRows(NamedTuple):
+    """Read an attribute or call a method of some rows' environments. Answered by `RowsCalled`."""
+
+    vector_id: int
+    rows: tuple[int, ...]
+    name: str
+    arguments: bytes  # shipped (args, kwargs)
+    call: bool | None  # True: call it, False: only read it, None: call it if it is callable
+    through_wrappers: bool = True  # False: `env.unwrapped`
+
+
+class SetAttribute(NamedTuple):
+    """Set an attribute, one value a row. Answered by `RowsCalled` with nothing in it."""
+
+    vector_id: int
+    rows: tuple[int, ...]
+    name: str
+    values: bytes  # shipped list, one value a row
+    through_wrappers: bool  # False: plain `setattr` on the outermost wrapper, as SB3 does
+
+
+class IsWrapped(NamedTuple):
+    """Is each row's environment wrapped by this class? Answered by `RowsCalled` with a bool a row."""
+
+    vector_id: int
+    rows: tuple[int, ...]
+    wrapper_class: bytes  # shipped
+
+
+class RenderRows(NamedTuple):
+    """Render every row. Answered by `RowsCalled` with a frame a row."""
+
+    vector_id: int
+
+
+class CloseRows(NamedTuple):
+    """Close the rows' environments and forget them. Answered by `RowsCalled` with nothing in it."""
+
+    vector_id: int
+
+
+class FindSpec(NamedTuple):
+    """Ask for the EnvSpec of an id as this simulator knows it. Answered by `SpecFound`."""
+
+    env_id: str
+    specs: bytes
+
+
+# ---- replies: env runner -> trainer ---------------------------------------------------------------------
+
+
+class RowsOpened(NamedTuple):
+    """What the environments are like. Each list has one entry where all rows agree, else one a row."""
+
+    observation_spaces: list[Any]
+    action_spaces: list[Any]
+    metadata: dict[str, Any]
+    render_modes: list[Any]
+    spec: Any  # of the first row, entry points of the simulator's own made opaque
+    description: str  # str() of the first environment
+    distinct: int  # how many different unwrapped environments the factories made
+    extra: dict[str, Any]  # HOSTED: num_envs and the batched spaces
+
+
+class RowsReset(NamedTuple):
+    """`infos`: (local row, info) where info is not empty."""
+
+    observations: Any
+    infos: list[tuple[int, dict[str, Any]]]
+
+
+class RowsStepped(NamedTuple):
+    """One step of all rows of one env runner, every array with the local row on axis 0.
+
+    `infos`: (local row, info, final) where there is something to say. `final` is None, or after an episode's
+    end in SAME_STEP mode (final observation, final info). SB3 rows: `terminations` holds the dones,
+    `truncations` is None, and `reset_infos` has (local row, info) for each row that was reset.
+    """
+
+    observations: Any
+    rewards: np.ndarray
+    terminations: np.ndarray
+    truncations: np.ndarray | None
+    infos: list[tuple[int, dict[str, Any], Any]]
+    reset_infos: list[tuple[int, dict[str, Any]]]
+
+
+class RowsCalled(NamedTuple):
+    """One result a row that was asked."""
+
+    results: list[Any]
+
+
+class RemoteMethod(NamedTuple):
+    """Instead of an attribute's value: it is a method, which stays where it is and can be called there."""
+
+    name: str
+
+
+class SpecFound(NamedTuple):
+    """The EnvSpec, or None where this simulator does not know the id."""
+
+    spec: Any
+
+
+class RowError(NamedTuple):
+    """What one row raised. `exception` is pickled, None where it can't be."""
+
+    row: int
+    env: str
+    exception: bytes | None
+    type_name: str
+    message: str
+    traceback: str
+
+
+class RowsFailed(NamedTuple):
+    """Instead of a reply: every row that raised, in order."""
+
+    errors: list[RowError]
+
+
+# ---- what actors know ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainerInfo:
+    """Who opened a session."""
+
+    session_id: str
+    name: str
+    host: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class EnvRunnerInfo:
+    """An env runner, as `status` shows it. `rows` and `steps` are totals over its vector envs."""
+
+    actor_id: str
+    pid: int
+    started: float  # of the process, seconds since the epoch, as psutil gives it
+    trainer: TrainerInfo
+    rows: int = 0
+    steps: int = 0
+    channel: str = "actor"
+
+
+@dataclass(frozen=True)
+class Versions:
+    """Versions of one process."""
+
+    python: str
+    ray: str
+    remoterl: str
+    gymnasium: str
+
+
+@dataclass(frozen=True)
+class SimulatorInfo:
+    """A simulator, as its `Simulator` actor describes it."""
+
+    name: str
+    node_id: str
+    host: str
+    labels: dict[str, str]
+    versions: Versions
+    environments: frozenset[str]
+    env_runners: tuple[EnvRunnerInfo, ...]
+    units: int
+    steps: int = 0  # of all env runners it ever had
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+# ---- encoding --------------------------------------------------------------------------------------------
+
+
+def encode(message: Any) -> bytes:
+    """Pickle a message; classes that only one side can import travel by value."""
+    try:
+        return pickle.dumps(message, protocol=5)
+    except (pickle.PicklingError, AttributeError, TypeError, ImportError):
+        return cloudpickle.dumps(message, protocol=5)
+
+
+def decode(data: bytes) -> Any:
+    """The inverse of `encode`. Only for peers that the cluster has authenticated."""
+    return pickle.loads(data)

@@ -1,0 +1,52 @@
+"""What the patches need from the session: a way to open rows. `init()` hands it to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from gymnasium.vector import AutoresetMode
+
+from remoterl.messages import Semantics
+from remoterl.vector.core import VectorCore
+
+
+class Backend(Protocol):
+    """Opens rows on env runners, and knows which environments the simulators have."""
+
+    def open(
+        self,
+        factories: Sequence[Any],
+        semantics: Semantics,
+        autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
+        env_id: str | None = None,
+    ) -> VectorCore:
+        """Ship one factory a row, spread the rows over the env runners, make the environments.
+
+        Raises:
+            StaysLocal: a factory can't leave this process.
+            UnknownEnvironmentError: no simulator knows `env_id`, nor does this process.
+        """
+
+    def find_spec(self, env_id: str) -> Any:
+        """The EnvSpec of an id as the simulators know it.
+
+        Raises:
+            UnknownEnvironmentError: no simulator knows it, nor does this process.
+        """
+
+
+_backend: Backend | None = None
+
+
+def set_backend(backend: Backend | None) -> None:
+    """Called by `init()` and `shutdown()`: the patches' replacements work for this session from now on."""
+    global _backend
+    _backend = backend
+
+
+def backend() -> Backend:
+    """The live session's. Only called from a patched function, so there is one."""
+    if _backend is None:
+        raise RuntimeError("a patched function ran without a session; please report this as a bug of remoterl")
+    return _backend

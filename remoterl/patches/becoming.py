@@ -1,0 +1,65 @@
+"""How an instance of a framework's vector env class becomes a remote one, in the middle of its `__init__`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from gymnasium.vector import AutoresetMode
+
+from remoterl._logging import logger
+from remoterl.messages import Semantics
+from remoterl.patches.backend import backend
+from remoterl.shipping import StaysLocal
+
+
+def becoming_remote(
+    original: Callable[..., None], local_class: type, remote_class: Any, semantics: Semantics
+) -> Callable[..., None]:
+    """A replacement of `local_class.__init__` that opens the rows remotely, or here where they can't travel.
+
+    `remote_class.__init__(instance, core, arguments)` sets the instance up; `arguments` are those of the
+    local class by name, defaults included.
+    """
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def __init__(self: Any, env_fns: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        env_fns = list(env_fns)
+        bound = signature.bind(self, env_fns, *args, **kwargs)
+        bound.apply_defaults()
+        arguments = bound.arguments
+        mode = AutoresetMode(arguments.get("autoreset_mode", AutoresetMode.NEXT_STEP))
+        if not env_fns or arguments.get("worker") is not None:  # an own worker replaces what we would replace
+            return original(self, env_fns, *args, **kwargs)
+        try:
+            core = backend().open(env_fns, semantics, mode)
+        except StaysLocal as reason:
+            say_local(local_class.__name__, reason)
+            return original(self, env_fns, *args, **kwargs)
+        _become(self, local_class, remote_class)
+        remote_class.__init__(self, core, arguments)
+        return None
+
+    return __init__
+
+
+def _become(instance: Any, local_class: type, remote_class: type) -> None:
+    """Turn an instance of the local class (or of a script's subclass) into the remote one.
+
+    A subclass keeps its own methods before ours: its `super()` calls arrive at the remote class.
+    """
+    own_class = type(instance)
+    if own_class is local_class:
+        instance.__class__ = remote_class
+    else:
+        names = {"__module__": own_class.__module__, "__qualname__": own_class.__qualname__}
+        instance.__class__ = type(own_class.__name__, (own_class, remote_class), names)
+
+
+def say_local(what: str, reason: StaysLocal) -> None:
+    """An environment that already lives is no fault; anything else deserves a line."""
+    if not reason.live_environment:
+        logger.warning("%s is built on this machine, not on a simulator: %s", what, reason)

@@ -1,0 +1,331 @@
+"""A trainer's session: what `init(role="trainer")` opens and `shutdown()` closes.
+
+Finds the simulators, places env runners over them, installs the patches, and opens rows for them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import difflib
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Sequence
+from queue import SimpleQueue
+from typing import Any
+
+from gymnasium.envs.registration import registry as trainers_registry
+from gymnasium.vector import AutoresetMode
+
+from remoterl import messages as m
+from remoterl._logging import logger
+from remoterl.actors import directory
+from remoterl.actors import registry as registrations
+from remoterl.actors.env_runner import EnvRunner
+from remoterl.channels.actor import ActorChannel
+from remoterl.cluster.connection import Connection, connect
+from remoterl.config import TrainerConfig
+from remoterl.errors import UnknownEnvironmentError
+from remoterl.patches import backend as patches_backend
+from remoterl.patches import ray as ray_patches
+from remoterl.patches.base import AfterImport, UndoLog
+from remoterl.placement import plan, split_rows
+from remoterl.shipping import ship
+from remoterl.vector.core import Assignment, RunnerLink, VectorCore, forget
+
+RETRY_PERIOD_S = 0.5
+# Where Stable-Baselines3's vector env classes are complete, whatever part of it the script imports.
+SB3_READY = "stable_baselines3.common.vec_env"
+
+
+class Session:
+    """One trainer's env runners and patches. Open it with `open_session`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.runners: list[RunnerLink] = []
+        self._actors: list[Any] = []
+        self._undo = UndoLog()
+        self._after_import: AfterImport | None = None
+        self._cores: weakref.WeakSet[VectorCore] = weakref.WeakSet()
+        self._garbage: SimpleQueue[Any] = SimpleQueue()
+        self._closed = False
+        self._lock = threading.RLock()
+        self.info = m.TrainerInfo(
+            session_id=uuid.uuid4().hex[:12],
+            name=os.path.basename(sys.argv[0]) or "python",
+            host=socket.gethostname(),
+            pid=os.getpid(),
+        )
+
+    @property
+    def closed(self) -> bool:
+        """Has `shutdown()`, `ray.shutdown()` or the process's end closed it?"""
+        return self._closed
+
+    # ---- opening ---------------------------------------------------------------------------------------------
+
+    def start(self, wanted: int, deadline: float) -> bool:
+        """Place env runners and install the patches; False where there is no simulator with a free unit."""
+        if not self._place(wanted, deadline):
+            return False
+        threading.Thread(target=self._collect_garbage, name="remoterl-garbage", daemon=True).start()
+        atexit.register(self.close)
+        self._install_patches()
+        return True
+
+    def _place(self, wanted: int, deadline: float) -> bool:
+        waited = False
+        while True:
+            simulators = directory.find_simulators()
+            counts = plan(_free_units(simulators), wanted)
+            if counts:
+                self._create(simulators, counts, deadline)
+            if self.runners or time.monotonic() + RETRY_PERIOD_S >= deadline:
+                break
+            if not waited:
+                waited = True
+                logger.info("Waiting for a simulator with a free env runner ...")
+            time.sleep(RETRY_PERIOD_S)
+        if not self.runners:
+            logger.error(
+                "All env runners of the %d simulators are taken; start another simulator, or end another trainer."
+                if simulators
+                else "The cluster has no simulator (0 of %d nodes). Start one on any machine with: "
+                "REMOTERL_ADDRESS=<the hub's address> remoterl simulate",
+                len(simulators) or _num_nodes(),
+            )
+            return False
+        if len(self.runners) < wanted:
+            logger.warning(
+                "%d env runners were asked for, only %d are free: going on with %d.",
+                wanted,
+                len(self.runners),
+                len(self.runners),
+            )
+        return True
+
+    def _create(
+        self, simulators: Sequence[directory.SimulatorHandle], counts: dict[str, int], deadline: float
+    ) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        created = []
+        for simulator in simulators:
+            for _ in range(counts.get(simulator.node_id, 0)):
+                actor = (
+                    ray.remote(EnvRunner)
+                    .options(
+                        num_cpus=0,
+                        resources={directory.RESOURCE: 1},
+                        scheduling_strategy=NodeAffinitySchedulingStrategy(simulator.node_id, soft=False),
+                    )
+                    .remote(self.info, simulator.actor)
+                )
+                created.append((simulator, actor, actor.ready.remote()))
+        for simulator, actor, ready in created:
+            try:
+                info = ray.get(ready, timeout=max(10.0, deadline - time.monotonic()))
+            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+                # Another trainer was faster, or the simulator is leaving.
+                logger.debug("an env runner on %s did not come up: %s", simulator.name, error)
+                ray.kill(actor)
+                continue
+            place = f"env runner on simulator {simulator.name} (node {simulator.node_id[:8]}, pid {info.pid})"
+            self._actors.append(actor)
+            self.runners.append(
+                RunnerLink(
+                    channel=ActorChannel(actor, place),
+                    simulator=simulator.name,
+                    node_id=simulator.node_id,
+                    pid=info.pid,
+                    environments=simulator.info.environments,
+                    garbage=self._garbage,
+                )
+            )
+
+    def _install_patches(self) -> None:
+        from remoterl.patches import gymnasium as gymnasium_patches
+
+        patches_backend.set_backend(self)
+        self._undo.install(gymnasium_patches.TABLE)
+        self._undo.install(ray_patches.table(self.connection.context, self.close))
+        self._after_import = AfterImport(SB3_READY, self._patch_sb3)
+        self._after_import.arm()
+
+    def _patch_sb3(self) -> None:
+        from remoterl.patches import stable_baselines3
+
+        with self._lock:
+            if not self._closed:
+                self._undo.install(stable_baselines3.TABLE)
+
+    # ---- the patches' backend --------------------------------------------------------------------------------
+
+    def open(
+        self,
+        factories: Sequence[Any],
+        semantics: m.Semantics,
+        autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
+        env_id: str | None = None,
+    ) -> VectorCore:
+        """See `patches.backend.Backend.open`."""
+        runners = self._runners_for(env_id)
+        row_ranges = split_rows(len(factories), len(runners))
+        chosen = sorted(runners, key=lambda runner: runner.rows)[: len(row_ranges)]
+        chosen.sort(key=self.runners.index)
+        assignments = [
+            Assignment(runner, rows, ship(list(factories[rows.start : rows.stop])), self._mirror(runner))
+            for runner, rows in zip(chosen, row_ranges, strict=True)
+        ]
+        core = VectorCore.open(assignments, semantics, autoreset_mode, env_id or "")
+        self._cores.add(core)
+        return core
+
+    def find_spec(self, env_id: str) -> Any:
+        """See `patches.backend.Backend.find_spec`."""
+        runner = self._runners_for(env_id)[0]
+        ticket = runner.channel.send(m.FindSpec(env_id, self._mirror(runner)))
+        reply = runner.channel.receive(ticket)
+        if not isinstance(reply, m.SpecFound) or reply.spec is None:
+            raise self._unknown(env_id)
+        return reply.spec
+
+    def _runners_for(self, env_id: str | None) -> list[RunnerLink]:
+        """The env runners whose simulator can make this id; all of them where the trainer can mirror it."""
+        if env_id is None or ":" in env_id or env_id in trainers_registry:
+            return self.runners
+        capable = [runner for runner in self.runners if _knows(runner.environments, env_id)]
+        if not capable:
+            if _knows(frozenset(trainers_registry), env_id):
+                return self.runners
+            raise self._unknown(env_id)
+        return capable
+
+    def _unknown(self, env_id: str) -> UnknownEnvironmentError:
+        known = sorted(frozenset(trainers_registry).union(*(runner.environments for runner in self.runners)))
+        close = difflib.get_close_matches(env_id, known, n=5, cutoff=0.4)
+        simulators = ", ".join(sorted({runner.simulator for runner in self.runners}))
+        return UnknownEnvironmentError(
+            f"No environment {env_id!r}: the simulators {simulators} were asked, and the trainer has not registered "
+            f"it either. " + (f"The closest names: {', '.join(close)}. " if close else "")
+            + "Register it in the simulator's script before init(), or in this script."
+        )
+
+    def _mirror(self, runner: RunnerLink) -> bytes:
+        """The trainer's registrations that this env runner lacks, each sent to it once."""
+        news = [
+            spec
+            for env_id, spec in trainers_registry.items()
+            if env_id not in runner.environments and runner.mirrored.get(env_id) is not spec
+        ]
+        runner.mirrored.update((spec.id, spec) for spec in news)
+        return registrations.ship_specs(news)
+
+    # ---- closing ---------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Undo the patches, end the env runners, disconnect (if it was `init` that connected). Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        atexit.unregister(self.close)
+        if self._after_import is not None:
+            self._after_import.remove()
+        self._undo.undo()
+        patches_backend.set_backend(None)
+        self._close_environments()
+        self._garbage.put(None)
+        self._kill_env_runners()
+        self.connection.close()
+
+    def _close_environments(self) -> None:
+        for core in list(self._cores):
+            try:
+                core.close(timeout_s=5.0)
+            except Exception as error:
+                logger.warning("An environment failed to close: %s", error)
+
+    def _kill_env_runners(self) -> None:
+        import ray
+
+        for actor in self._actors:
+            try:
+                ray.kill(actor)
+            except Exception as error:
+                logger.debug("an env runner was gone already: %s", error)
+        self._actors.clear()
+        self.runners.clear()
+
+    def _collect_garbage(self) -> None:
+        while (item := self._garbage.get()) is not None:
+            forget(*item)
+
+
+def open_session(config: TrainerConfig) -> Session | None:
+    """Connect and place env runners.
+
+    Returns:
+        None where the hub or the simulators can't be reached within `timeout_s` (logged).
+    """
+    deadline = time.monotonic() + config.timeout_s
+    connection = connect(
+        config.address,
+        api_key=config.api_key,
+        timeout_s=config.timeout_s,
+        runtime_env=config.runtime_env,
+        address_was_argument=config.address_was_argument,
+        local_units=config.total_env_runners,
+    )
+    if connection is None:
+        return None
+    session = Session(connection)
+    try:
+        if not session.start(config.total_env_runners, deadline):
+            session.close()
+            return None
+    except BaseException:
+        session.close()
+        raise
+    places: dict[str, int] = {}
+    for runner in session.runners:
+        places[runner.simulator] = places.get(runner.simulator, 0) + 1
+    logger.info(
+        "%d env runners over %s, through %s, channel 'actor'.",
+        len(session.runners),
+        ", ".join(f"{name} ({count})" for name, count in places.items()),
+        connection.description,
+    )
+    return session
+
+
+def _free_units(simulators: Sequence[directory.SimulatorHandle]) -> dict[str, int]:
+    import ray
+
+    if not simulators:
+        return {}
+    try:
+        free = ray.get(simulators[0].actor.free_units.remote(), timeout=directory.PING_TIMEOUT_S)
+    except (ray.exceptions.RayError, AttributeError, ImportError) as error:
+        logger.debug("Ray's view of free units can't be read (%s); counting env runners instead", error)
+        free = {
+            simulator.node_id: simulator.units - len(simulator.info.env_runners) for simulator in simulators
+        }
+    return {simulator.node_id: int(free.get(simulator.node_id, 0)) for simulator in simulators}
+
+
+def _num_nodes() -> int:
+    import ray
+
+    return sum(node["Alive"] for node in ray.nodes())
+
+
+def _knows(ids: frozenset[str], env_id: str) -> bool:
+    """Is the id, or (for an id without a version) any version of it, among these?"""
+    return env_id in ids or any(known.rpartition("-v")[0] == env_id for known in ids)

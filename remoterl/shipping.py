@@ -1,0 +1,165 @@
+"""How factories, wrappers and arguments travel from a trainer's script to a simulator.
+
+cloudpickle, with three rules of our own: an environment that already lives is never copied, code that lies
+beside the trainer's script travels by value, and the few names of Stable-Baselines3 that every
+`make_vec_env` factory uses are replaced by light equivalents, so that simulators need neither SB3 nor torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import pickle
+import site
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import cloudpickle
+import gymnasium
+
+from remoterl.errors import NotShippableError
+
+# (module, qualified name) on the trainer -> the same on the simulator
+SUBSTITUTES: dict[tuple[str, str], tuple[str, str]] = {
+    ("stable_baselines3.common.monitor", "Monitor"): ("remoterl.actors.monitor", "Monitor"),
+    ("stable_baselines3.common.vec_env.patch_gym", "_patch_env"): (
+        "remoterl.actors.monitor",
+        "require_gymnasium_env",
+    ),
+}
+
+
+class StaysLocal(Exception):  # noqa: N818 - a signal to the caller, never shown to a user
+    """What was to be shipped can't leave this process; the message says why.
+
+    `live_environment` is True where it holds an environment that already lives here, which is no fault:
+    SB3 wraps an existing environment that way.
+    """
+
+    def __init__(self, message: str, live_environment: bool = False) -> None:
+        super().__init__(message)
+        self.live_environment = live_environment
+
+
+def ship(value: Any) -> bytes:
+    """Pickle `value` for a simulator.
+
+    Raises:
+        StaysLocal: it holds a live environment, or something else that can't be pickled.
+    """
+    try:
+        with _beside_the_script_by_value():
+            return _dumps(value)
+    except StaysLocal:
+        raise
+    except Exception:
+        # A module that holds something unpicklable: the simulator may have it installed.
+        try:
+            return _dumps(value)
+        except StaysLocal:
+            raise
+        except Exception as error:
+            raise StaysLocal(f"{type(error).__name__}: {error}") from error
+
+
+def unship(data: bytes) -> Any:
+    """Load on a simulator what `ship` made.
+
+    Raises:
+        NotShippableError: a module that it needs is missing here.
+    """
+    try:
+        return cloudpickle.loads(data)
+    except ImportError as error:
+        missing = getattr(error, "name", None) or str(error)
+        raise NotShippableError(
+            f"what the trainer sent needs the module {missing!r}, which this simulator cannot import ({error}). "
+            "Install it on the simulator, or keep the code beside the trainer's script, from where it is sent along."
+        ) from error
+
+
+def _dumps(value: Any) -> bytes:
+    with io.BytesIO() as buffer:
+        _Pickler(buffer, protocol=5).dump(value)
+        return buffer.getvalue()
+
+
+class _Pickler(cloudpickle.Pickler):
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, (gymnasium.Env, gymnasium.vector.VectorEnv)):
+            raise StaysLocal(f"it holds the live environment {obj}", live_environment=True)
+        if isinstance(obj, (type, _Function)):
+            substitute = SUBSTITUTES.get((obj.__module__, obj.__qualname__))
+            if substitute is not None:
+                return _load, substitute
+        return super().reducer_override(obj)
+
+
+_Function = type(ship)
+
+
+def _load(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name)
+
+
+@contextmanager
+def _beside_the_script_by_value() -> Iterator[None]:
+    registered = []
+    for module in list(sys.modules.values()):
+        if is_beside_the_script(module):
+            cloudpickle.register_pickle_by_value(module)
+            registered.append(module)
+    try:
+        yield
+    finally:
+        for module in registered:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+def is_beside_the_script(module: ModuleType) -> bool:
+    """Does this module lie in the folder of the main script or in the working directory, uninstalled?"""
+    path = getattr(module, "__file__", None)
+    name = getattr(module, "__name__", "__main__")
+    if not isinstance(path, str) or name == "__main__" or name.split(".")[0] == "remoterl":
+        return False
+    path = os.path.abspath(path)
+    return path.startswith(_script_folders()) and not is_installed(path)
+
+
+def is_installed(path: str) -> bool:
+    """Does this absolute path belong to Python or to an installed package?"""
+    return path.startswith(_INSTALLED)
+
+
+def _script_folders() -> tuple[str, ...]:
+    folders = {os.getcwd()}
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    if main:
+        folders.add(os.path.dirname(os.path.abspath(main)))
+    return tuple(os.path.join(folder, "") for folder in folders)
+
+
+def _installed_folders() -> tuple[str, ...]:
+    paths = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")}
+    paths.update(site.getsitepackages())
+    paths.add(site.getusersitepackages())
+    paths.update({sys.prefix, sys.exec_prefix} - {os.getcwd()})
+    return tuple(os.path.join(os.path.abspath(path), "") for path in paths if path)
+
+
+_INSTALLED = _installed_folders()
+
+Factory = Callable[[], gymnasium.Env]
+
+
+def unshippable_exception(error: BaseException) -> bool:
+    """Can this exception not be rebuilt on the other side, with the same type?"""
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is not type(error)
+    except Exception:
+        return True

@@ -1,0 +1,178 @@
+"""Stable-Baselines3's faces: `DummyVecEnv` and `SubprocVecEnv` whose environments live on env runners.
+
+Imported only where the script has Stable-Baselines3. Source of every rule: Stable-Baselines3 2.9,
+`common/vec_env/dummy_vec_env.py` and `subproc_vec_env.py`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env.util import obs_space_info
+
+from remoterl.errors import RemoteRLError
+from remoterl.vector.core import VectorCore
+
+
+class _RemoteRows(VecEnv):
+    """What both faces share; `_core` holds the rows."""
+
+    _core: VectorCore
+    _local_name: str
+
+    def __init__(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
+        self._core = core
+        self._tickets: list[Any] | None = None
+        distinct = sum(opened.distinct for opened in core.opened)
+        if distinct != core.num_rows:
+            core.close()
+            raise ValueError(
+                "You tried to create multiple environments, but the function to create them returned the same "
+                "instance instead of creating different objects. Replace `lambda: env` by a function that creates "
+                "a new instance at every call (using `gym.make()` for instance)."
+            )
+        first = core.opened[0]
+        VecEnv.__init__(self, core.num_rows, first.observation_spaces[0], first.action_spaces[0])
+        self.closed = False
+        self.keys, _, _ = obs_space_info(self.observation_space)
+
+    @property
+    def waiting(self) -> bool:
+        """Was `step_async` called, and `step_wait` not yet?"""
+        return self._tickets is not None
+
+    def reset(self) -> Any:
+        self._assert_is_running()
+        self._tickets = None  # a step that is still under way is thrown away, as VecEnv.reset promises
+        replies = self._core.gather(self._core.reset(self._seeds, self._options))
+        reset_infos: list[dict[str, Any]] = [{}] * self.num_envs
+        for rows, reply in zip(self._core.ranges, replies, strict=True):
+            for local_row, info in reply.infos:
+                reset_infos[rows.start + local_row] = info
+        self.reset_infos = reset_infos
+        self._reset_seeds()
+        self._reset_options()
+        return self._observe(replies)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self._assert_is_running()
+        if len(actions) != self.num_envs:
+            raise ValueError(f"expected one action for each of the {self.num_envs} environments, got {len(actions)}")
+        self._tickets = self._core.step(actions)
+
+    def step_wait(self) -> Any:
+        self._assert_is_running()
+        tickets, self._tickets = self._tickets, None
+        if tickets is None:
+            raise RemoteRLError("step_wait() was called without step_async() before it.")
+        replies = self._core.gather(tickets)
+        infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
+        for rows, reply in zip(self._core.ranges, replies, strict=True):
+            for local_row, info, _ in reply.infos:
+                infos[rows.start + local_row] = info
+            for local_row, info in reply.reset_infos:
+                self.reset_infos[rows.start + local_row] = info
+        rewards = np.concatenate([reply.rewards for reply in replies])
+        dones = np.concatenate([reply.terminations for reply in replies])
+        return self._observe(replies), rewards, dones, self._infos(infos)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self._tickets = None
+            self._core.close()
+
+    def _infos(self, infos: list[dict[str, Any]]) -> Any:
+        return infos
+
+    def _observe(self, replies: list[Any]) -> Any:
+        parts = [reply.observations for reply in replies]
+        if isinstance(self.observation_space, spaces.Dict):
+            return self._named((key, np.concatenate([part[key] for part in parts])) for key in self.keys)
+        if isinstance(self.observation_space, spaces.Tuple):
+            return tuple(np.concatenate([part[index] for part in parts]) for index in range(len(self.keys)))
+        return np.concatenate(parts)
+
+    _named: Any = dict
+
+    # ---- attributes and methods of the environments ---------------------------------------------------------
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        self._assert_is_running()
+        return self._core.read(attr_name, self._rows(indices))
+
+    def has_attr(self, attr_name: str) -> bool:
+        self._assert_is_running()
+        return all(self._core.call("has_wrapper_attr", (attr_name,), call=True))
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        self._assert_is_running()
+        rows = self._rows(indices)
+        self._core.set_attribute(attr_name, [value] * len(rows), rows, through_wrappers=False)
+
+    def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
+        self._assert_is_running()
+        return self._core.call(method_name, method_args, method_kwargs, True, self._rows(indices))
+
+    def env_is_wrapped(self, wrapper_class: type[gymnasium.Wrapper], indices: Any = None) -> list[bool]:
+        self._assert_is_running()
+        return self._core.is_wrapped(wrapper_class, self._rows(indices))
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        self._assert_is_running()
+        if self.render_mode != "rgb_array":
+            warnings.warn(
+                f"The render mode is {self.render_mode}, but this method assumes it is `rgb_array` to obtain images.",
+                stacklevel=2,
+            )
+            return [None] * self.num_envs
+        return self._core.render()
+
+    def render(self, mode: str | None = None) -> np.ndarray | None:
+        return VecEnv.render(self, mode)
+
+    def _rows(self, indices: Any) -> list[int]:
+        return [int(index) for index in self._get_indices(indices)]
+
+    def _assert_is_running(self) -> None:
+        if self._core.closed:
+            raise RemoteRLError(f"This remote {self._local_name} is closed (by close() or the end of its session).")
+
+
+class RemoteDummyVecEnv(_RemoteRows, DummyVecEnv):
+    """A `DummyVecEnv` whose environments step on env runners: rewards float32, dones bool, infos a list."""
+
+    _local_name = "DummyVecEnv"
+    _named = OrderedDict
+
+    def __init__(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
+        super().__init__(core, arguments)
+        self.metadata = dict(core.opened[0].metadata)
+
+
+class RemoteSubprocVecEnv(_RemoteRows, SubprocVecEnv):
+    """A `SubprocVecEnv` whose environments step on env runners: arrays as the environments made them."""
+
+    _local_name = "SubprocVecEnv"
+
+    def step_wait(self) -> Any:
+        if not isinstance(self.reset_infos, list):
+            self.reset_infos = list(self.reset_infos)
+        observations, rewards, dones, infos = super().step_wait()
+        self.reset_infos = tuple(self.reset_infos)  # type: ignore[assignment]
+        return observations, rewards, dones, infos
+
+    def reset(self) -> Any:
+        observations = super().reset()
+        self.reset_infos = tuple(self.reset_infos)  # type: ignore[assignment]
+        return observations
+
+    def _infos(self, infos: list[dict[str, Any]]) -> Any:
+        return tuple(infos)

@@ -1,0 +1,152 @@
+"""The faces of one remote environment, and of a vector env that lives whole on one env runner."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+from gymnasium.error import ClosedEnvironmentError
+from gymnasium.vector import VectorEnv
+
+from remoterl.vector.core import VectorCore
+
+
+class RemoteEnv(gymnasium.Env):
+    """A `gymnasium.Env` that lives on an env runner, the wrappers of its spec included.
+
+    What `reset` and `step` return are the very Python types that the environment made. Attributes and
+    methods of the environment are read and called remotely.
+    """
+
+    def __init__(self, core: VectorCore) -> None:
+        self._core = core
+        opened = core.opened[0]
+        self.observation_space = opened.observation_spaces[0]
+        self.action_space = opened.action_spaces[0]
+        self.metadata = opened.metadata
+        self.render_mode = opened.render_modes[0]
+        self.spec = opened.spec
+        self._description = opened.description
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """As `gymnasium.Env.reset`."""
+        self._assert_is_running()
+        [reply] = self._core.gather(self._core.reset([seed], None if options is None else [options]))
+        return reply.observations, reply.infos[0][1]
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """As `gymnasium.Env.step`."""
+        self._assert_is_running()
+        [reply] = self._core.gather(self._core.step_whole(action))
+        return reply.observations, reply.rewards, reply.terminations, reply.truncations, reply.infos[0][1]
+
+    def render(self) -> Any:
+        """A frame, a list of frames or text, as the render mode says."""
+        self._assert_is_running()
+        return self._core.render()[0]
+
+    def close(self) -> None:
+        """Close the environment and free its row. May be called twice."""
+        self._core.close()
+
+    def get_wrapper_attr(self, name: str) -> Any:
+        """The attribute of the outermost wrapper (or environment) that has it; a method can be called."""
+        return self._remote_attribute(name)
+
+    def has_wrapper_attr(self, name: str) -> bool:
+        """Has any wrapper, or the environment, this attribute?"""
+        return name in self.__dict__ or self._core.call("has_wrapper_attr", (name,), call=True)[0]
+
+    def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
+        """Set the attribute where it is found."""
+        return self._core.call("set_wrapper_attr", (name, value), {"force": force}, call=True)[0]
+
+    @property
+    def np_random_seed(self) -> int | None:
+        """The seed that the environment was last reset with."""
+        return self._core.read("np_random_seed")[0]
+
+    @property
+    def np_random(self) -> Any:
+        """A copy of the environment's random number generator."""
+        return self._core.read("np_random")[0]
+
+    @np_random.setter
+    def np_random(self, value: Any) -> None:
+        self._core.set_attribute("np_random", [value])
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_core" not in self.__dict__:
+            raise AttributeError(name)
+        return self._remote_attribute(name)
+
+    def _remote_attribute(self, name: str) -> Any:
+        if name in self.__dict__:
+            return self.__dict__[name]
+        self._assert_is_running()
+        return self._core.read(name)[0]
+
+    def _assert_is_running(self) -> None:
+        if self._core.closed:
+            raise ClosedEnvironmentError(
+                f"Trying to operate on {self}, after a call to `close()` (or the end of its session)."
+            )
+
+    def __str__(self) -> str:
+        return f"<RemoteEnv{self._description}>"
+
+    __repr__ = __str__
+
+
+class HostedVectorEnv(VectorEnv):
+    """A vector env of the environment's own making (`vector_entry_point`), whole on one env runner.
+
+    Its rows share one random stream, so they can't be spread without changing its results.
+    """
+
+    def __init__(self, core: VectorCore) -> None:
+        self._core = core
+        opened = core.opened[0]
+        self.metadata = opened.metadata
+        self.render_mode = opened.render_modes[0]
+        self.single_observation_space = opened.observation_spaces[0]
+        self.single_action_space = opened.action_spaces[0]
+        self.num_envs = opened.extra["num_envs"]
+        self.observation_space = opened.extra["observation_space"]
+        self.action_space = opened.extra["action_space"]
+        self._description = opened.description
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self._assert_is_running()
+        [reply] = self._core.gather(self._core.reset([seed], None if options is None else [options]))
+        return reply.observations, reply.infos[0][1]
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        self._assert_is_running()
+        [reply] = self._core.gather(self._core.step_whole(actions))
+        return reply.observations, reply.rewards, reply.terminations, reply.truncations, reply.infos[0][1]
+
+    def render(self) -> Any:
+        self._assert_is_running()
+        return self._core.render()[0]
+
+    def close_extras(self, **kwargs: Any) -> None:
+        self._core.close()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_core" not in self.__dict__:
+            raise AttributeError(name)
+        self._assert_is_running()
+        return self._core.read(name)[0]
+
+    def _assert_is_running(self) -> None:
+        if self.closed or self._core.closed:
+            raise ClosedEnvironmentError(
+                f"Trying to operate on {self._description}, after a call to `close()` (or the end of its session)."
+            )
+
+    def __del__(self) -> None:
+        """Nothing to do: the core frees its rows when it is collected, without waiting."""
+
+    def __repr__(self) -> str:
+        return f"HostedVectorEnv({self._description})"
