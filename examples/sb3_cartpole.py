@@ -3,9 +3,10 @@
 Set REMOTERL_ADDRESS to the hub's address (ray://host:10001).
 """
 
-import remoterl
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
+
+import remoterl
 
 remoterl.init(api_key="YOUR_KEY", role="trainer", num_workers=1, num_env_runners=8)
 env = make_vec_env("CartPole-v1", n_envs=32)  # actually runs on remote simulators

@@ -73,7 +73,7 @@ class EnvRunnerLostError(RemoteRLError):
     """An env runner (or the simulator it ran on) died with rows of this vector env on it."""
 
 
-class RemoteTraceback(Exception):  # noqa: N818 - a carrier for text, shown as the cause of the real error
+class RemoteTraceback(Exception):
     """The traceback of an error on a simulator, as text; set as `__cause__` of the error raised here."""
 
     def __str__(self) -> str:

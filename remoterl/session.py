@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import difflib
 import os
+import re
 import socket
 import sys
 import threading
@@ -16,8 +17,9 @@ import uuid
 import weakref
 from collections.abc import Sequence
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, cast
 
+import gymnasium.error
 from gymnasium.envs.registration import registry as trainers_registry
 from gymnasium.vector import AutoresetMode
 
@@ -35,7 +37,7 @@ from remoterl.patches import ray as ray_patches
 from remoterl.patches.base import AfterImport, UndoLog
 from remoterl.placement import plan, split_rows
 from remoterl.shipping import ship
-from remoterl.vector.core import Assignment, RunnerLink, VectorCore, forget
+from remoterl.vector.core import Assignment, RowsRaised, RunnerLink, VectorCore, forget
 
 RETRY_PERIOD_S = 0.5
 # Where Stable-Baselines3's vector env classes are complete, whatever part of it the script imports.
@@ -109,17 +111,15 @@ class Session:
             )
         return True
 
-    def _create(
-        self, simulators: Sequence[directory.SimulatorHandle], counts: dict[str, int], deadline: float
-    ) -> None:
+    def _create(self, simulators: Sequence[directory.SimulatorHandle], counts: dict[str, int], deadline: float) -> None:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         created = []
         for simulator in simulators:
             for _ in range(counts.get(simulator.node_id, 0)):
-                actor = (
-                    ray.remote(EnvRunner)
+                actor: Any = (
+                    cast(Any, ray.remote(EnvRunner))
                     .options(
                         num_cpus=0,
                         resources={directory.RESOURCE: 1},
@@ -175,7 +175,31 @@ class Session:
         env_id: str | None = None,
     ) -> VectorCore:
         """See `patches.backend.Backend.open`."""
-        runners = self._runners_for(env_id)
+        runners = list(self._runners_for(env_id))
+        while True:
+            try:
+                core = self._open_on(runners, factories, semantics, autoreset_mode, env_id)
+            except gymnasium.error.UnregisteredEnv as error:
+                # A factory made an id that these simulators don't have; others may.
+                rows: RowsRaised | None = getattr(error, "remote_rows", None)
+                if rows is None:
+                    raise
+                lacking = {runner.simulator for runner, _ in rows.errors}
+                runners = [runner for runner in runners if runner.simulator not in lacking]
+                if not runners:
+                    raise self._unknown(_named_id(error)) from error
+                continue
+            self._cores.add(core)
+            return core
+
+    def _open_on(
+        self,
+        runners: Sequence[RunnerLink],
+        factories: Sequence[Any],
+        semantics: m.Semantics,
+        autoreset_mode: AutoresetMode,
+        env_id: str | None,
+    ) -> VectorCore:
         row_ranges = split_rows(len(factories), len(runners))
         chosen = sorted(runners, key=lambda runner: runner.rows)[: len(row_ranges)]
         chosen.sort(key=self.runners.index)
@@ -183,9 +207,7 @@ class Session:
             Assignment(runner, rows, ship(list(factories[rows.start : rows.stop])), self._mirror(runner))
             for runner, rows in zip(chosen, row_ranges, strict=True)
         ]
-        core = VectorCore.open(assignments, semantics, autoreset_mode, env_id or "")
-        self._cores.add(core)
-        return core
+        return VectorCore.open(assignments, semantics, autoreset_mode, env_id or "")
 
     def find_spec(self, env_id: str) -> Any:
         """See `patches.backend.Backend.find_spec`."""
@@ -213,7 +235,8 @@ class Session:
         simulators = ", ".join(sorted({runner.simulator for runner in self.runners}))
         return UnknownEnvironmentError(
             f"No environment {env_id!r}: the simulators {simulators} were asked, and the trainer has not registered "
-            f"it either. " + (f"The closest names: {', '.join(close)}. " if close else "")
+            f"it either. "
+            + (f"The closest names: {', '.join(close)}. " if close else "")
             + "Register it in the simulator's script before init(), or in this script."
         )
 
@@ -314,9 +337,7 @@ def _free_units(simulators: Sequence[directory.SimulatorHandle]) -> dict[str, in
         free = ray.get(simulators[0].actor.free_units.remote(), timeout=directory.PING_TIMEOUT_S)
     except (ray.exceptions.RayError, AttributeError, ImportError) as error:
         logger.debug("Ray's view of free units can't be read (%s); counting env runners instead", error)
-        free = {
-            simulator.node_id: simulator.units - len(simulator.info.env_runners) for simulator in simulators
-        }
+        free = {simulator.node_id: simulator.units - len(simulator.info.env_runners) for simulator in simulators}
     return {simulator.node_id: int(free.get(simulator.node_id, 0)) for simulator in simulators}
 
 
@@ -324,6 +345,12 @@ def _num_nodes() -> int:
     import ray
 
     return sum(node["Alive"] for node in ray.nodes())
+
+
+def _named_id(error: Exception) -> str:
+    """The id that Gymnasium says it does not know (it puts it in backticks)."""
+    match = re.search(r"`([^`]+)`|id: (\S+?)\.(?:\s|$)", str(error))
+    return (match[1] or match[2]) if match else str(error)
 
 
 def _knows(ids: frozenset[str], env_id: str) -> bool:

@@ -34,7 +34,7 @@ SUBSTITUTES: dict[tuple[str, str], tuple[str, str]] = {
 }
 
 
-class StaysLocal(Exception):  # noqa: N818 - a signal to the caller, never shown to a user
+class StaysLocal(Exception):
     """What was to be shipped can't leave this process; the message says why.
 
     `live_environment` is True where it holds an environment that already lives here, which is no fault:

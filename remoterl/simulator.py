@@ -89,7 +89,11 @@ class SimulatorRun:
             if address is not None:
                 return address
         if not self._stop.is_set():
-            logger.error("The simulator could not join the cluster within %.0f s. Ray said:\n%s", timeout_s, node.last_lines())
+            logger.error(
+                "The simulator could not join the cluster within %.0f s. Ray said:\n%s",
+                timeout_s,
+                node.last_lines(),
+            )
         return None
 
     def _serve(self, node: Node, gcs_address: str, listen: Callable[[], None]) -> None:
@@ -99,7 +103,10 @@ class SimulatorRun:
         if opened_here:
             # Without the node's own folder, a driver prefers the hub's raylet where both share a machine.
             ray.init(
-                gcs_address, _temp_dir=str(node.temporary_folder), namespace=directory.NAMESPACE, log_to_driver=False
+                gcs_address,
+                _temp_dir=str(node.temporary_folder),
+                namespace=directory.NAMESPACE,
+                log_to_driver=False,
             )
             listen()  # ray.init() took SIGTERM for itself
         actor = None

@@ -88,9 +88,7 @@ class EnvRunner:
     def _call(self, request: m.CallRows) -> m.RowsCalled:
         args, kwargs = unship(request.arguments)
         rows = self._rows[request.vector_id]
-        return m.RowsCalled(
-            rows.call(request.rows, request.name, args, kwargs, request.call, request.through_wrappers)
-        )
+        return m.RowsCalled(rows.call(request.rows, request.name, args, kwargs, request.call, request.through_wrappers))
 
     def _set_attribute(self, request: m.SetAttribute) -> m.RowsCalled:
         rows = self._rows[request.vector_id]

@@ -7,15 +7,17 @@ environment of `ray start`, so that each worker process of that node (ours, and 
 from __future__ import annotations
 
 import copy
+import importlib.util
 import os
 import pickle
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cloudpickle
 import gymnasium
-from gymnasium.envs.registration import EnvSpec, load_env_creator, registry
+from gymnasium.envs.registration import EnvCreator, EnvSpec, load_env_creator, registry
 
 from remoterl._logging import logger
 from remoterl.shipping import StaysLocal, is_beside_the_script, ship
@@ -62,6 +64,8 @@ class RegisteredEntryPoint:
         self.env_id = env_id
 
     def _creator(self) -> Any:
+        if self.env_id not in registry:
+            raise gymnasium.error.UnregisteredEnv(f"No registered env with id: `{self.env_id}`.")
         entry_point = registry[self.env_id].entry_point
         return load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
 
@@ -94,17 +98,14 @@ def ship_specs(specs: Iterable[EnvSpec]) -> bytes:
     shipped: dict[str, bytes] = {}
     for spec in specs:
         try:
-            shipped[spec.id] = ship(_with_local_code(spec))
+            shipped[spec.id] = ship(with_local_code(spec))
         except StaysLocal as error:
             logger.debug("%s stays on the trainer: %s", spec.id, error)
     return pickle.dumps(shipped) if shipped else b""
 
 
-def _with_local_code(spec: EnvSpec) -> EnvSpec:
+def with_local_code(spec: EnvSpec) -> EnvSpec:
     """Where the entry point is text that names a module beside the script, put the class itself there."""
-    import importlib.util
-    import sys
-
     if not isinstance(spec.entry_point, str):
         return spec
     module_name = spec.entry_point.split(":")[0]
@@ -120,7 +121,7 @@ def _with_local_code(spec: EnvSpec) -> EnvSpec:
     if not is_beside_the_script(sys.modules[module_name]):
         return spec
     with_code = copy.copy(spec)
-    with_code.entry_point = creator
+    with_code.entry_point = cast(EnvCreator, creator)
     return with_code
 
 

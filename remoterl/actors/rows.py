@@ -27,7 +27,7 @@ from remoterl.messages import RemoteMethod, RowError, RowsOpened, RowsReset, Row
 from remoterl.shipping import unship, unshippable_exception
 
 
-class RowsError(Exception):  # noqa: N818
+class RowsError(Exception):
     """Some rows raised; `errors` holds all of them."""
 
     def __init__(self, errors: list[RowError]) -> None:
@@ -281,9 +281,7 @@ class WholeRows(Rows):
         return RowsReset(observation, [(0, info)])
 
     def step(self, actions: Any) -> RowsStepped:
-        [(observation, reward, terminated, truncated, info)] = self._each(
-            [0], lambda row: self.envs[row].step(actions)
-        )
+        [(observation, reward, terminated, truncated, info)] = self._each([0], lambda row: self.envs[row].step(actions))
         return RowsStepped(observation, reward, terminated, truncated, [(0, info, None)], [])
 
     def describe(self) -> RowsOpened:

@@ -63,10 +63,8 @@ class Simulator:
         from ray._private.state import available_resources_per_node
 
         return {
-            node_id: resources.get("env_runner", 0.0)
-            for node_id, resources in available_resources_per_node().items()
+            node_id: resources.get("env_runner", 0.0) for node_id, resources in available_resources_per_node().items()
         }
-
 
 
 def versions() -> m.Versions:
@@ -83,5 +81,3 @@ def _lives(info: m.EnvRunnerInfo) -> bool:
         return abs(psutil.Process(info.pid).create_time() - info.started) < 1.0
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return False
-
-

@@ -59,12 +59,13 @@ def private_cluster(console: Any, simulators: int = 2) -> Iterator[str]:
                 for number in range(1, simulators + 1):
                     command = [sys.executable, "-m", "remoterl", "simulate", "--name", f"simulator-{number}"]
                     with open(Path(folder, f"simulator-{number}.log"), "wb") as log:
+                        command += ["--timeout", str(START_TIMEOUT_S)]
+                        command += ["--address", address] if address else []
                         processes.append(
                             subprocess.Popen(
-                                [*command, "--timeout", str(START_TIMEOUT_S)] + (["--address", address] if address else []),
-                                env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
                             )
-                        )  # fmt: skip
+                        )
                     _wait_for_line(processes[-1], Path(folder, f"simulator-{number}.log"), "is up")
                     address = address or Path(folder, "ray", "ray_current_cluster").read_text().strip()
             os.environ["REMOTERL_API_KEY"] = key
@@ -145,10 +146,16 @@ def _learn(console: Any, model: Any, target: float, max_steps: int) -> tuple[lis
                 curve.append((self.num_timesteps, float(np.mean([episode["r"] for episode in episodes]))))
                 rate = self.num_timesteps / (time.monotonic() - start)
                 progress.update(
-                    task, completed=min(curve[-1][1], target), score=curve[-1][1], steps=self.num_timesteps, rate=rate
+                    task,
+                    completed=min(curve[-1][1], target),
+                    score=curve[-1][1],
+                    steps=self.num_timesteps,
+                    rate=rate,
                 )
                 if not console.is_terminal and len(curve) % 20 == 1:
-                    console.print(f"{self.num_timesteps:>8,} steps  mean return {curve[-1][1]:6.1f}  {rate:,.0f} steps/s")
+                    console.print(
+                        f"{self.num_timesteps:>8,} steps  mean return {curve[-1][1]:6.1f}  {rate:,.0f} steps/s"
+                    )
 
         def _on_step(self) -> bool:
             return not (curve and curve[-1][1] >= target)

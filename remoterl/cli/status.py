@@ -27,7 +27,10 @@ def status(
     ensure_visible()
     logging.getLogger("ray").setLevel(logging.WARNING)
     connection = connect(
-        find_address(address), api_key=find_api_key(None), timeout_s=timeout, address_was_argument=address is not None
+        find_address(address),
+        api_key=find_api_key(None),
+        timeout_s=timeout,
+        address_was_argument=address is not None,
     )
     if connection is None:
         raise typer.Exit(1)
@@ -53,7 +56,13 @@ def describe(simulators: Sequence[Any], silent: Sequence[str]) -> dict[str, Any]
         for runner in simulator.info.env_runners:
             trainer = trainers.setdefault(
                 runner.trainer.session_id,
-                {**dataclasses.asdict(runner.trainer), "env_runners": 0, "rows": 0, "steps": 0, "channels": []},
+                {
+                    **dataclasses.asdict(runner.trainer),
+                    "env_runners": 0,
+                    "rows": 0,
+                    "steps": 0,
+                    "channels": [],
+                },
             )
             trainer["env_runners"] += 1
             trainer["rows"] += runner.rows

@@ -82,10 +82,10 @@ def connect(
         return None
     undo_key = auth.use_key(api_key)
     try:
-        context = _ray_init(str(address), runtime_env)
+        context = _ray_init_twice(str(address), runtime_env)
     except ConnectionError as error:
         undo_key()
-        logger.error("The hub at %s answered, but Ray could not connect: %s", address, _first_line(error))
+        logger.error("The hub at %s answered, but Ray could not connect: %s", address, _last_line(error))
         return None
     except BaseException:
         undo_key()
@@ -182,6 +182,17 @@ def _start_private(units: int, runtime_env: Mapping[str, Any] | None) -> Connect
     return Connection("local", "a private cluster on this machine", context, close)
 
 
+def _ray_init_twice(address: str, runtime_env: Mapping[str, Any] | None) -> Any:
+    """Ray Client's server for a new client now and then dies at its start (a fork beside gRPC's threads)."""
+    try:
+        return _ray_init(address, runtime_env)
+    except ConnectionError as error:
+        if "Starting Ray client server failed" not in str(error):
+            raise
+        logger.warning("Ray Client's server did not start; trying once more.")
+        return _ray_init(address, runtime_env)
+
+
 def _ray_init(address: str, runtime_env: Mapping[str, Any] | None, **options: Any) -> Any:
     import ray
 
@@ -189,6 +200,11 @@ def _ray_init(address: str, runtime_env: Mapping[str, Any] | None, **options: An
         options["runtime_env"] = dict(runtime_env)
     try:
         return ray.init(address, **options)
+    except ConnectionError:
+        from ray._private.client_mode_hook import _explicitly_disable_client_mode
+
+        _explicitly_disable_client_mode()  # a failed connection leaves it on, and every later call would use it
+        raise
     except RuntimeError as error:
         if "version mismatch" in str(error).lower():
             raise VersionMismatchError(
@@ -207,5 +223,5 @@ def _ray_shutdown() -> None:
     ray.shutdown()
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

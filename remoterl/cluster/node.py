@@ -89,7 +89,13 @@ class Node:
             arguments += ["--num-cpus", str(self._num_cpus)]
         if self._hub is None:
             self.client_port = _free_port(DEFAULT_CLIENT_PORT)
-            arguments += ["--head", "--port", str(_free_port(DEFAULT_GCS_PORT)), "--include-dashboard", "false"]
+            arguments += [
+                "--head",
+                "--port",
+                str(_free_port(DEFAULT_GCS_PORT)),
+                "--include-dashboard",
+                "false",
+            ]
             arguments += ["--ray-client-server-port", str(self.client_port)]
             self._marker.unlink(missing_ok=True)
         else:

@@ -39,7 +39,9 @@ def ask(address: Address, api_key: str | None, timeout_s: float = ONE_PROBE_S) -
         try:
             if address.kind == "client":
                 client_grpc.RayletDriverStub(channel).ClusterInfo(
-                    client.ClusterInfoRequest(type=client.ClusterInfoType.PING), metadata=metadata, timeout=timeout_s
+                    client.ClusterInfoRequest(type=client.ClusterInfoType.PING),
+                    metadata=metadata,
+                    timeout=timeout_s,
                 )
             else:
                 gcs_grpc.NodeInfoGcsServiceStub(channel).GetClusterId(
@@ -81,7 +83,10 @@ def wait_for_hub(address: Address, api_key: str | None, timeout_s: float) -> boo
             )
         if answer is Answer.ACCEPTED:
             if api_key and ask(address, None) is Answer.ACCEPTED:
-                logger.warning("A key was given, but the hub at %s checks none: anyone who reaches it can use it.", address)
+                logger.warning(
+                    "A key was given, but the hub at %s checks none: anyone who reaches it can use it.",
+                    address,
+                )
             return True
         if time.monotonic() + RETRY_PERIOD_S >= deadline:
             return False

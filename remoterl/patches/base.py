@@ -71,7 +71,7 @@ class UndoLog:
             self._replace(original, "__init__", patch.replacement(original.__init__))
         elif patch.how == "code":
             _check_same_signature(original, patch.replacement)
-            self._replace(original, "__code__", patch.replacement.__code__)  # type: ignore[attr-defined]
+            self._replace(original, "__code__", patch.replacement.__code__)
         else:
             replacement = patch.replacement(original)
             self._renamed.append((replacement, original))

@@ -1,7 +1,5 @@
 """Gymnasium: `make`, `make_vec`, `SyncVectorEnv`, `AsyncVectorEnv`."""
 
-# ruff: noqa: A002 - `id` is Gymnasium's own parameter name
-
 from __future__ import annotations
 
 import copy
@@ -13,6 +11,7 @@ from gymnasium.envs import registration
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
+from remoterl.actors.registry import with_local_code
 from remoterl.messages import Semantics
 from remoterl.patches.backend import backend
 from remoterl.patches.base import Patch, original_function
@@ -38,7 +37,9 @@ def remote_make(
     id: str | EnvSpec, max_episode_steps: int | None, disable_env_checker: bool | None, kwargs: dict[str, Any]
 ) -> gymnasium.Env:
     """`gymnasium.make`: one environment on an env runner, or here where its arguments can't travel."""
-    factory = MakeEnv(id, {"max_episode_steps": max_episode_steps, "disable_env_checker": disable_env_checker, **kwargs})
+    factory = MakeEnv(
+        id, {"max_episode_steps": max_episode_steps, "disable_env_checker": disable_env_checker, **kwargs}
+    )
     try:
         return RemoteEnv(backend().open([factory], Semantics.SINGLE, env_id=_id_of(id)))
     except StaysLocal as reason:
@@ -50,7 +51,7 @@ class MakeEnv:
     """A factory that calls `gymnasium.make` where it arrives."""
 
     def __init__(self, env: str | EnvSpec, kwargs: dict[str, Any]) -> None:
-        self.env = env
+        self.env = env if isinstance(env, str) else with_local_code(env)
         self.kwargs = kwargs
 
     def __call__(self) -> gymnasium.Env:
@@ -68,10 +69,17 @@ def _make_vec_code(id, num_envs=1, vectorization_mode=None, vector_kwargs=None, 
 
 
 def remote_make_vec(
-    id: str | EnvSpec, num_envs: int, vectorization_mode: Any, vector_kwargs: Any, wrappers: Any, kwargs: dict[str, Any]
+    id: str | EnvSpec,
+    num_envs: int,
+    vectorization_mode: Any,
+    vector_kwargs: Any,
+    wrappers: Any,
+    kwargs: dict[str, Any],
 ) -> gymnasium.vector.VectorEnv:
     """`gymnasium.make_vec` as it is, with the simulators' EnvSpec, and custom vector envs hosted remotely."""
     spec = backend().find_spec(id) if isinstance(id, str) else id
+    if isinstance(spec, EnvSpec):
+        spec = with_local_code(spec)
     if isinstance(spec, EnvSpec) and spec.vector_entry_point is not None:
         spec = copy.copy(spec)
         entry_point, spec.vector_entry_point = spec.vector_entry_point, _HostVectorEnv(id)

@@ -40,4 +40,3 @@ def table(context: Any, end_session: Callable[[], None]) -> tuple[Patch, ...]:
         return ray_shutdown
 
     return (Patch("ray", "init", "name", init), Patch("ray", "shutdown", "name", shutdown))
-

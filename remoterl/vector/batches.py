@@ -35,9 +35,7 @@ def join(space: Space, whole: Any, rows: Sequence[range], parts: Sequence[Any]) 
             whole[own_rows.start : own_rows.stop] = part
         return whole
     if isinstance(space, spaces.Dict):
-        return {
-            key: join(subspace, whole[key], rows, [part[key] for part in parts]) for key, subspace in space.items()
-        }
+        return {key: join(subspace, whole[key], rows, [part[key] for part in parts]) for key, subspace in space.items()}
     if isinstance(space, spaces.Tuple):
         return tuple(
             join(subspace, whole[index], rows, [part[index] for part in parts])

@@ -83,7 +83,7 @@ class VectorCore:
         """Make the environments; all env runners work at the same time.
 
         Raises:
-            Exception: what a factory raised, with the remote traceback as its cause; rows made are closed.
+            Exception: what a factory raised, as `gather` raises it; the rows that were made are closed.
         """
         core = cls(assignments, name)
         requests = [
@@ -142,7 +142,7 @@ class VectorCore:
             for error in reply.errors
         ]
         if errors:
-            raise_remote(errors, self._name)
+            raise RowsRaised(errors).to_raise(self._name)
         return replies
 
     def reset(
@@ -163,9 +163,7 @@ class VectorCore:
 
     def step(self, actions: Any) -> list[Any]:
         """Send a step; `actions` has one action a row and can be sliced. Returns the tickets."""
-        return self.scatter(
-            [m.StepRows(self._id, actions[rows.start : rows.stop]) for rows in self.ranges]
-        )
+        return self.scatter([m.StepRows(self._id, actions[rows.start : rows.stop]) for rows in self.ranges])
 
     def step_whole(self, action: Any) -> list[Any]:
         """Send a step to the only row (`SINGLE`, `HOSTED`), the action as it is."""
@@ -193,9 +191,7 @@ class VectorCore:
     ) -> list[Any]:
         """Call or read `name` on some rows (None: all); one result a row asked, in the order asked."""
         arguments = ship((args, kwargs or {}))
-        return self._ask(
-            rows, lambda asked: m.CallRows(self._id, asked, name, arguments, call, through_wrappers)
-        )
+        return self._ask(rows, lambda asked: m.CallRows(self._id, asked, name, arguments, call, through_wrappers))
 
     def read(self, name: str, rows: Sequence[int] | None = None, through_wrappers: bool = True) -> list[Any]:
         """Read an attribute of some rows (None: all); a method arrives as a function that calls it there."""
@@ -207,16 +203,18 @@ class VectorCore:
         ]
 
     def set_attribute(
-        self, name: str, values: Sequence[Any], rows: Sequence[int] | None = None, through_wrappers: bool = True
+        self,
+        name: str,
+        values: Sequence[Any],
+        rows: Sequence[int] | None = None,
+        through_wrappers: bool = True,
     ) -> None:
         """Set an attribute on some rows (None: all), one value a row asked."""
         asked_rows = list(range(self.num_rows)) if rows is None else list(rows)
         by_row = dict(zip(asked_rows, values, strict=True))
         self._ask(
             asked_rows,
-            lambda asked: m.SetAttribute(
-                self._id, asked, name, ship([by_row[row] for row in asked]), through_wrappers
-            ),
+            lambda asked: m.SetAttribute(self._id, asked, name, ship([by_row[row] for row in asked]), through_wrappers),
         )
 
     def is_wrapped(self, wrapper_class: type, rows: Sequence[int] | None = None) -> list[bool]:
@@ -255,7 +253,7 @@ class VectorCore:
             if isinstance(reply, m.RowsFailed):
                 errors += [(runner, error) for error in reply.errors]
         if errors:
-            raise_remote(errors, self._name)
+            raise RowsRaised(errors).to_raise(self._name)
 
     def abandon(self) -> None:
         """The session ended and its env runners with it: nothing is sent any more."""
@@ -273,7 +271,8 @@ class VectorCore:
             if asked:
                 parts.append((runner, asked))
                 tickets.append(runner.channel.send(request(asked)))
-        by_row, errors = {}, []
+        by_row: dict[int, Any] = {}
+        errors: list[tuple[RunnerLink, m.RowError]] = []
         for (runner, asked), ticket in zip(parts, tickets, strict=True):
             reply = runner.channel.receive(ticket)
             if isinstance(reply, m.RowsFailed):
@@ -281,7 +280,7 @@ class VectorCore:
             else:
                 by_row.update(zip(asked, reply.results, strict=False))
         if errors:
-            raise_remote(errors, self._name)
+            raise RowsRaised(errors).to_raise(self._name)
         return [by_row.get(row) for row in asked_rows]
 
     def _method(self, name: str, row: int, through_wrappers: bool) -> Callable[..., Any]:
@@ -309,26 +308,44 @@ def forget(vector_id: int, parts: Sequence[tuple[RunnerLink, range]]) -> list[tu
     return tickets
 
 
-def raise_remote(errors: Sequence[tuple[RunnerLink, m.RowError]], name: str) -> None:
-    """Raise what the first row raised, with every row's remote traceback as the cause."""
-    story = "\n\n".join(
-        f"On {runner.place}, {_who(error, name)}:\n{error.traceback.rstrip()}" for runner, error in errors
-    )
-    _, first = errors[0]
-    exception: BaseException | None = None
-    if first.exception is not None:
-        try:
-            exception = pickle.loads(first.exception)
-        except Exception as error:
-            logger.debug("the exception %s can't be rebuilt here: %s", first.type_name, error)
-    if exception is None:
-        runner = errors[0][0]
-        exception = RemoteEnvError(
-            f"{first.type_name}: {first.message} (raised by {_who(first, name)} on {runner.place})"
+class RowsRaised:
+    """What some rows raised, and on which env runner each of them was."""
+
+    def __init__(self, errors: Sequence[tuple[RunnerLink, m.RowError]]) -> None:
+        self.errors = list(errors)
+
+    def to_raise(self, name: str) -> BaseException:
+        """The first row's exception, of its own type where it can be rebuilt here; its cause tells all of them.
+
+        The exception keeps this object as its attribute `remote_rows`.
+        """
+        story = "\n\n".join(
+            f"On {runner.place}, {_who(error, name)}:\n{error.traceback.rstrip()}" for runner, error in self.errors
         )
-    elif isinstance(exception, NotShippableError):
-        exception = NotShippableError(f"On {errors[0][0].place}: {exception}")
-    raise exception from RemoteTraceback(story)
+        runner, first = self.errors[0]
+        exception = _rebuilt(first)
+        if exception is None:
+            exception = RemoteEnvError(
+                f"{first.type_name}: {first.message} (raised by {_who(first, name)} on {runner.place})"
+            )
+        elif isinstance(exception, NotShippableError):
+            exception = NotShippableError(f"On {runner.place}: {exception}")
+        exception.__cause__ = RemoteTraceback(story)
+        try:
+            exception.remote_rows = self  # type: ignore[attr-defined]
+        except AttributeError:  # an exception with __slots__
+            pass
+        return exception
+
+
+def _rebuilt(error: m.RowError) -> BaseException | None:
+    if error.exception is None:
+        return None
+    try:
+        return pickle.loads(error.exception)
+    except Exception as reason:
+        logger.debug("the exception %s can't be rebuilt here: %s", error.type_name, reason)
+        return None
 
 
 def _who(error: m.RowError, name: str) -> str:

@@ -25,6 +25,7 @@ class _RemoteRows(VectorEnv):
     """What both faces share; `_core` holds the rows."""
 
     _core: VectorCore
+    call: Callable[..., tuple[Any, ...]]
     num_envs: int
     copy: bool
     observation_mode: Any
@@ -32,7 +33,10 @@ class _RemoteRows(VectorEnv):
 
     def _attach(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
         self._core = core
-        for name, value in arguments.items():  # env_fns, copy, observation_mode, ... stay readable, as locally
+        for (
+            name,
+            value,
+        ) in arguments.items():  # env_fns, copy, observation_mode, ... stay readable, as locally
             if name != "self":
                 setattr(self, name, value)
         self.autoreset_mode = AutoresetMode(arguments["autoreset_mode"])
@@ -110,8 +114,7 @@ class _RemoteRows(VectorEnv):
         elif isinstance(seed, int):
             seed = [seed + row for row in range(self.num_envs)]
         assert len(seed) == self.num_envs, (
-            f"If seeds are passed as a list the length must match num_envs={self.num_envs} but got "
-            f"length={len(seed)}."
+            f"If seeds are passed as a list the length must match num_envs={self.num_envs} but got length={len(seed)}."
         )
         mask = None
         if options is not None and "reset_mask" in options:
@@ -168,7 +171,7 @@ class _RemoteRows(VectorEnv):
         """The sub-environments' seeds."""
         return self.get_attr("np_random_seed")
 
-    @property
+    @property  # type: ignore[misc]
     def np_random(self) -> Any:
         """Copies of the sub-environments' random number generators."""
         return self.get_attr("np_random")
@@ -282,7 +285,14 @@ class RemoteAsyncVectorEnv(_RemoteRows, AsyncVectorEnv):
         self._begin("set_attr")
         super().set_attr(name, values)
 
-    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
+    def _add_row_info(self, infos: dict, info: dict, final: Any, row: int) -> dict:
+        if final is not None:
+            info = {"final_info": final[1], "final_obs": final[0], **info}
+        return self._add_info(infos, info, row)
+
+    def close_extras(  # type: ignore[override]
+        self, timeout: float | None = None, terminate: bool = False
+    ) -> None:
         self._tickets = []
         self._state = AsyncState.DEFAULT
         self._core.close(0.0 if terminate else timeout)

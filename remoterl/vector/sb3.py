@@ -30,6 +30,7 @@ class _RemoteRows(VecEnv):
     def __init__(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
         self._core = core
         self._tickets: list[Any] | None = None
+        self.waiting = False  # was `step_async` called, and `step_wait` not yet?
         distinct = sum(opened.distinct for opened in core.opened)
         if distinct != core.num_rows:
             core.close()
@@ -43,14 +44,12 @@ class _RemoteRows(VecEnv):
         self.closed = False
         self.keys, _, _ = obs_space_info(self.observation_space)
 
-    @property
-    def waiting(self) -> bool:
-        """Was `step_async` called, and `step_wait` not yet?"""
-        return self._tickets is not None
-
     def reset(self) -> Any:
         self._assert_is_running()
-        self._tickets = None  # a step that is still under way is thrown away, as VecEnv.reset promises
+        self._tickets, self.waiting = (
+            None,
+            False,
+        )  # a step that is still under way is thrown away, as VecEnv.reset promises
         replies = self._core.gather(self._core.reset(self._seeds, self._options))
         reset_infos: list[dict[str, Any]] = [{}] * self.num_envs
         for rows, reply in zip(self._core.ranges, replies, strict=True):
@@ -65,11 +64,11 @@ class _RemoteRows(VecEnv):
         self._assert_is_running()
         if len(actions) != self.num_envs:
             raise ValueError(f"expected one action for each of the {self.num_envs} environments, got {len(actions)}")
-        self._tickets = self._core.step(actions)
+        self._tickets, self.waiting = self._core.step(actions), True
 
     def step_wait(self) -> Any:
         self._assert_is_running()
-        tickets, self._tickets = self._tickets, None
+        tickets, self._tickets, self.waiting = self._tickets, None, False
         if tickets is None:
             raise RemoteRLError("step_wait() was called without step_async() before it.")
         replies = self._core.gather(tickets)
@@ -86,7 +85,7 @@ class _RemoteRows(VecEnv):
     def close(self) -> None:
         if not self.closed:
             self.closed = True
-            self._tickets = None
+            self._tickets, self.waiting = None, False
             self._core.close()
 
     def _infos(self, infos: list[dict[str, Any]]) -> Any:

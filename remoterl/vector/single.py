@@ -62,7 +62,7 @@ class RemoteEnv(gymnasium.Env):
         return self._core.call("set_wrapper_attr", (name, value), {"force": force}, call=True)[0]
 
     @property
-    def np_random_seed(self) -> int | None:
+    def np_random_seed(self) -> int:
         """The seed that the environment was last reset with."""
         return self._core.read("np_random_seed")[0]
 

@@ -1,0 +1,105 @@
+"""Shared clusters and sessions. Starting Ray takes seconds, so they live as long as the tests allow."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from processes import KEY, Cluster, clean_environment, wait_until
+
+import remoterl
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_cluster_in_the_environment() -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(clean_environment())
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Two simulators (`alpha`, the hub too, and `beta`) with eight units each, without torch and SB3."""
+    cluster = Cluster()
+    cluster.add("beta")
+    yield cluster
+    left = cluster.stop()
+    assert left == [], f"left running: {left}"
+    for simulator in cluster.simulators.values():
+        assert simulator.process.returncode == 0
+
+
+@pytest.fixture(scope="session")
+def locally() -> Iterator[Callable[..., Any]]:
+    """Call a function in a process that remoterl never touched."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield lambda function, *args, **kwargs: pool.submit(function, *args, **kwargs).result(120)
+
+
+@pytest.fixture(scope="module", params=["client", "driver"])
+def trainer(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[str]:
+    """A session of two env runners, one on each simulator, through Ray Client and in-cluster; gives which."""
+    before = patched_places()
+    assert remoterl.init(KEY, address=cluster.address(request.param), num_env_runners=2)
+    yield request.param
+    remoterl.shutdown()
+    assert patched_places() == before
+    assert_free(cluster)
+
+
+def patched_places() -> dict[str, Any]:
+    """The very objects that sit where patches go."""
+    import ray
+    from gymnasium.envs import registration
+    from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+    from stable_baselines3.common import env_util
+    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+
+    return {
+        "gymnasium.make": gymnasium.make,
+        "make code": registration.make.__code__,
+        "gymnasium.make_vec": gymnasium.make_vec,
+        "make_vec code": registration.make_vec.__code__,
+        "SyncVectorEnv": (gymnasium.vector.SyncVectorEnv, SyncVectorEnv.__init__, dict(vars(SyncVectorEnv))),
+        "AsyncVectorEnv": (
+            gymnasium.vector.AsyncVectorEnv,
+            AsyncVectorEnv.__init__,
+            dict(vars(AsyncVectorEnv)),
+        ),
+        "DummyVecEnv": (DummyVecEnv, DummyVecEnv.__init__, dict(vars(DummyVecEnv))),
+        "SubprocVecEnv": (SubprocVecEnv, SubprocVecEnv.__init__, dict(vars(SubprocVecEnv))),
+        "make_vec_env": (env_util.make_vec_env, env_util.make_vec_env.__code__),
+        "ray": (ray.init, ray.shutdown, ray._private.worker.shutdown),
+        "meta_path": list(sys.meta_path),
+    }
+
+
+def assert_free(cluster: Cluster, timeout_s: float = 20.0) -> None:
+    """All units of all simulators are free again, and no env runner's process is left."""
+    wait_until(lambda: env_runner_processes(cluster) == [], timeout_s, "env runners gone")
+
+
+def env_runner_processes(cluster: Cluster) -> list[int]:
+    """Pids of all env runners on the simulators, asked of the operating system."""
+    pids = []
+    for simulator in cluster.simulators.values():
+        for process in simulator.tree():
+            try:
+                if process.name().startswith("ray::EnvRunner") or "ray::EnvRunner" in " ".join(process.cmdline()):
+                    pids.append(process.pid)
+            except Exception:  # it ended while we looked
+                continue
+    return pids

@@ -1,0 +1,348 @@
+"""Sessions and simulators begin and end; each end leaves nothing behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import psutil
+import pytest
+from conftest import assert_free, env_runner_processes, patched_places
+from processes import KEY, ROOT, SIMULATOR_PYTHON, Process, clean_environment, run_python, wait_until
+
+import remoterl
+from remoterl.errors import (
+    AlreadyInitializedError,
+    AuthenticationError,
+    ConfigurationError,
+)
+
+KINDS = ["client", "driver"]
+
+
+def own_children(cluster) -> set[psutil.Process]:
+    """Processes that this one started, but for the cluster's."""
+    theirs = {process for simulator in cluster.simulators.values() for process in simulator.tree()}
+    return set(psutil.Process().children(recursive=True)) - theirs
+
+
+def own_variables() -> dict[str, str]:
+    """Those that remoterl touches; Ray sets two harmless ones of its own."""
+    return {name: value for name, value in os.environ.items() if name.startswith(("REMOTERL", "RAY_AUTH"))}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "local"])
+def test_everything_is_as_before_after_shutdown(cluster, kind: str) -> None:
+    from gymnasium import make as imported_earlier
+
+    before, variables, children = patched_places(), own_variables(), own_children(cluster)
+    assert not remoterl.is_initialized()
+    assert remoterl.init(KEY, address=cluster.address(kind), num_env_runners=2)
+    assert remoterl.init(KEY, address=cluster.address(kind), num_env_runners=2)  # the same again is harmless
+    assert remoterl.is_initialized()
+    with pytest.raises(AlreadyInitializedError):
+        remoterl.init(KEY, address=cluster.address(kind), num_env_runners=3)
+    with pytest.raises(AlreadyInitializedError):
+        remoterl.init(KEY, role="simulator")
+    env = imported_earlier("CartPole-v1")
+    assert type(env).__name__ == "RemoteEnv"
+    remoterl.shutdown()
+    remoterl.shutdown()
+    assert not remoterl.is_initialized()
+    with pytest.raises(gym.error.ClosedEnvironmentError):
+        env.reset()
+    assert patched_places() == before
+    assert own_variables() == variables
+    assert imported_earlier is gym.make and type(gym.make("CartPole-v1")).__name__ == "TimeLimit"
+    assert_free(cluster)
+    _, alive = psutil.wait_procs(own_children(cluster) - children, timeout=15)
+    assert alive == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ray_shutdown_ends_the_session(cluster, kind: str) -> None:
+    import ray
+
+    before = patched_places()
+    assert remoterl.init(KEY, address=cluster.address(kind))
+    ray.init()  # a script's own bare call must not fail
+    ray.shutdown()
+    assert not remoterl.is_initialized() and not ray.is_initialized()
+    assert patched_places() == before
+    assert_free(cluster)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_open_connection_is_used_and_left_open(cluster, kind: str) -> None:
+    import ray
+
+    from remoterl.cluster.auth import use_key
+
+    undo = use_key(KEY)
+    try:
+        ray.init(cluster.address(kind), log_to_driver=False)
+        other = cluster.address("driver" if kind == "client" else "client")
+        with pytest.raises(ConfigurationError, match="already connected"):
+            remoterl.init(KEY, address=other)
+        assert remoterl.init(KEY)
+        ray.init()
+        env = gym.make("CartPole-v1")
+        env.reset()
+        remoterl.shutdown()
+        assert ray.is_initialized() and ray.nodes()
+        assert_free(cluster)
+    finally:
+        ray.shutdown()
+        undo()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("end", ["exit", "exception", "SIGINT", "SIGKILL"])
+def test_a_trainers_end_frees_its_env_runners(cluster, kind: str, end: str, tmp_path: Path) -> None:
+    script = tmp_path / "trainer.py"
+    script.write_text(
+        "import sys, time, gymnasium as gym, remoterl\n"
+        f"assert remoterl.init(address={cluster.address(kind)!r}, num_env_runners=4)\n"
+        "env = gym.make_vec('CartPole-v1', num_envs=4, vectorization_mode='sync')\n"
+        "env.reset()\n"
+        "print('ready', flush=True)\n"
+        f"end = {end!r}\n"
+        "if end == 'exception': raise ValueError('the script failed')\n"
+        "if end != 'exit': time.sleep(120)\n"
+    )
+    trainer = Process(sys.executable, str(script))
+    if end.startswith("SIG"):
+        trainer.wait_for("ready")
+        assert len(env_runner_processes(cluster)) == 4
+        trainer.end(getattr(signal, end))
+    else:
+        assert trainer.process.wait(60) == (1 if end == "exception" else 0), trainer.output
+    assert_free(cluster, 60)
+
+
+def test_fewer_units_than_asked(cluster, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "remoterl"):
+        assert remoterl.init(KEY, address=cluster.gcs_address, num_workers=2, num_env_runners=10)
+    assert "20 env runners were asked for, only 16 are free" in caplog.text
+    vec = gym.make_vec("CartPole-v1", num_envs=32, vectorization_mode="sync")
+    assert {name: len(rows) for name, rows in vec._core.places().items()} == {"alpha": 16, "beta": 16}
+    # A second trainer finds nothing, and says so.
+    script = f"import remoterl; print(remoterl.init(address={cluster.gcs_address!r}, timeout_s=3))"
+    path = Path(tempfile.mkdtemp()) / "second.py"
+    path.write_text(script)
+    second = run_python(path)
+    assert second.stdout.strip().endswith("False")
+    assert "All env runners of the 2 simulators are taken" in second.stderr
+    remoterl.shutdown()
+    assert_free(cluster)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_wrong_or_missing_keys(cluster, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", tempfile.mkdtemp())  # no token file of Ray's own
+    for key, expected in (("not-the-key", "refused the key"), (None, "needs a key")):
+        if key is None:
+            monkeypatch.delenv("REMOTERL_API_KEY")
+        start = time.monotonic()
+        with pytest.raises(AuthenticationError, match=expected) as caught:
+            remoterl.init(key, address=cluster.address(kind))
+        assert time.monotonic() - start < 5
+        assert "not-the-key" not in str(caught.value) and KEY not in str(caught.value)
+        with pytest.raises(AuthenticationError, match=expected):
+            remoterl.init(key, role="simulator", address=cluster.gcs_address)
+    assert not remoterl.is_initialized()
+
+
+@pytest.mark.parametrize("role", ["trainer", "simulator"])
+def test_nobody_at_the_address(role: str, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+        caplog.clear()
+        start = time.monotonic()
+        assert remoterl.init(KEY, role=role, address=address, timeout_s=1.5) is False
+        assert time.monotonic() - start < 5
+        [line] = [record.message for record in caplog.records if record.levelno >= logging.ERROR]
+        assert address in line and "Check that it runs" in line and "\n" not in line
+    assert not remoterl.is_initialized()
+
+
+def test_the_wrong_kind_of_port(cluster) -> None:
+    client = cluster.client_address.removeprefix("ray://")
+    with pytest.raises(ConfigurationError, match="write 'ray://"):
+        remoterl.init(KEY, address=client)
+    with pytest.raises(ConfigurationError, match="not a Ray Client port"):
+        remoterl.init(KEY, address=f"ray://{cluster.gcs_address}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_versions_are_refused(cluster, kind: str, tmp_path: Path) -> None:
+    for line, named in (
+        ("import ray; ray.__version__ = '2.99.0'", ("2.99.0", "2.60")),
+        (
+            "import sys, ray, remoterl._process; sys.version_info = (3, 99, 1, 'final', 0)",
+            ("3.99.1", f"3.{sys.version_info[1]}"),
+        ),
+        (
+            "import remoterl._version; remoterl._version.__version__ = '9.9.9'",
+            ("9.9.9", remoterl.__version__),
+        ),
+    ):
+        script = tmp_path / "other.py"
+        script.write_text(
+            f"{line}\nimport remoterl\n"
+            f"try: remoterl.init(address={cluster.address(kind)!r})\n"
+            "except remoterl.VersionMismatchError as error: print('REFUSED', error)\n"
+        )
+        done = run_python(script)
+        assert "REFUSED" in done.stdout, done.stderr
+        assert all(version in done.stdout for version in named), done.stdout
+
+
+def test_a_simulator_of_another_ray_is_refused(cluster, tmp_path: Path) -> None:
+    script = tmp_path / "other.py"
+    script.write_text(
+        "import ray; ray.__version__ = '2.99.0'\nimport remoterl\n"
+        f"try: remoterl.init(role='simulator', address={cluster.gcs_address!r})\n"
+        "except remoterl.VersionMismatchError as error: print('REFUSED', error)\n"
+    )
+    done = run_python(script)
+    assert "REFUSED" in done.stdout and "2.99.0" in done.stdout and "2.60" in done.stdout, done.stderr
+
+
+def test_a_hub_without_simulators(caplog: pytest.LogCaptureFixture, tmp_path_factory: pytest.TempPathFactory) -> None:
+    from remoterl.cluster.auth import use_key
+
+    undo = use_key(KEY)
+    import ray
+
+    ray.init(include_dashboard=False, _temp_dir=tempfile.mkdtemp(dir="/tmp"), log_to_driver=False)
+    try:
+        assert remoterl.init(KEY, timeout_s=2) is False
+        assert "no simulator" in caplog.text and "remoterl simulate" in caplog.text
+    finally:
+        ray.shutdown()
+        undo()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_simulators_end_leaves_nothing_of_it_and_all_else(cluster, number: int) -> None:
+    simulator = cluster.add("gamma")
+    tree = simulator.tree()
+    assert any("raylet" in process.name() for process in tree)
+    code = simulator.end(number)
+    assert code == (0 if number == signal.SIGTERM else -signal.SIGKILL)
+    _, alive = psutil.wait_procs(tree, timeout=15)
+    assert alive == []
+    del cluster.simulators["gamma"]
+    for other in cluster.simulators.values():
+        assert other.process.poll() is None
+
+
+def test_a_taken_name_is_refused(cluster) -> None:
+    from processes import start_simulator
+
+    second = start_simulator("alpha", cluster.gcs_address, folder=cluster.folder)
+    assert second.process.wait(60) == 1
+    assert "'alpha' is already in this cluster" in second.output
+
+
+def test_a_simulator_off_the_main_thread_ends_by_shutdown(cluster, tmp_path: Path) -> None:
+    script = tmp_path / "notebook.py"
+    script.write_text(
+        "import threading, time, remoterl\n"
+        "done = []\n"
+        f"serve = lambda: done.append(remoterl.init(role='simulator', name='cell', address={cluster.gcs_address!r}))\n"
+        "thread = threading.Thread(target=serve); thread.start()\n"
+        "deadline = time.time() + 60\n"
+        "import ray\n"
+        "while time.time() < deadline and not (ray.is_initialized() and any(\n"
+        "    n['NodeName'] == 'cell' and n['Alive'] for n in ray.nodes())): time.sleep(0.2)\n"
+        "assert remoterl.is_initialized()\n"
+        "time.sleep(1); remoterl.shutdown(); thread.join(30)\n"
+        "print('served', done, thread.is_alive(), remoterl.is_initialized())\n"
+    )
+    simulator = Process(str(SIMULATOR_PYTHON), str(script))
+    assert simulator.process.wait(120) == 0, simulator.output
+    assert "served [True] False False" in simulator.output
+
+
+def test_init_from_a_thread_does_not_touch_signals(cluster) -> None:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    results = []
+    thread = threading.Thread(target=lambda: results.append(remoterl.init(KEY, address=cluster.client_address)))
+    thread.start()
+    thread.join(60)
+    assert results == [True]
+    remoterl.shutdown()
+    assert {number: signal.getsignal(number) for number in handlers} == handlers
+
+
+def test_the_key_is_in_no_command_line(cluster) -> None:
+    for simulator in cluster.simulators.values():
+        for process in simulator.tree():
+            assert KEY not in " ".join(process.cmdline())
+        assert KEY not in simulator.output
+
+
+def test_status(cluster) -> None:
+    import json
+    import subprocess
+
+    def status(*options: str) -> str:
+        command = [sys.executable, "-m", "remoterl", "status", "--address", cluster.gcs_address, *options]
+        return subprocess.run(
+            command, env=clean_environment(), capture_output=True, text=True, timeout=60, check=True, cwd=ROOT
+        ).stdout
+
+    assert remoterl.init(KEY, address=cluster.client_address, num_env_runners=4)
+    vec = gym.make_vec("CartPole-v1", num_envs=10, vectorization_mode="sync")
+    vec.reset()
+    vec.step([0] * 10)
+
+    def report() -> dict:
+        return json.loads(status("--json"))
+
+    def counted() -> dict | None:
+        told = report()
+        return told if [trainer["steps"] for trainer in told["trainers"]] == [10] else None
+
+    told = wait_until(counted, 30)
+    assert [simulator["name"] for simulator in told["simulators"]] == ["alpha", "beta"]
+    assert [len(simulator["env_runners"]) for simulator in told["simulators"]] == [2, 2]
+    [trainer] = told["trainers"]
+    assert trainer["rows"] == 10 and trainer["pid"] == os.getpid() and trainer["channels"] == ["actor"]
+    assert "OnlyHere-v0" in told["simulators"][0]["environments"]
+    table = status()
+    assert "alpha" in table and "2 of 8" in table
+    remoterl.shutdown()
+    assert_free(cluster)
+    assert report()["trainers"] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_env_in_a_simulators_main(cluster, kind: str) -> None:
+    script = ROOT / "tests" / "simulator_only" / "simulator_script.py"
+    simulator = Process(str(SIMULATOR_PYTHON), str(script), "scripted", REMOTERL_ADDRESS=cluster.gcs_address)
+    try:
+        simulator.wait_for("is up")
+        assert remoterl.init(KEY, address=cluster.address(kind), num_env_runners=9)
+        vec = gym.make_vec("InMain-v0", num_envs=8, vectorization_mode="sync")
+        assert list(vec._core.places()) == ["scripted"]  # only this simulator has it
+        vec.reset()
+        _, rewards, *_, infos = vec.step(np.array([0, 1] * 4))
+        assert rewards.tolist() == [2.5] * 8 and infos["module"].tolist() == ["__main__"] * 8
+    finally:
+        remoterl.shutdown()
+        assert simulator.end() == 0
+    assert_free(cluster)

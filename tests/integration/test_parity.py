@@ -1,0 +1,56 @@
+"""Remote equals local: the same seeds and actions give the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comparing
+import numpy as np
+import pytest
+
+# Enough steps for many episode ends: Acrobot and Pendulum end theirs by time only.
+STEPS = {"CartPole-v1": 1000, "MountainCarContinuous-v0": 1000, "Acrobot-v1": 1000, "Pendulum-v1": 1000}
+
+
+@pytest.mark.parametrize("env_id", STEPS)
+def test_make(env_id: str, trainer: str, locally: Callable[..., Any]) -> None:
+    arguments = (env_id, STEPS[env_id], 7)
+    comparing.assert_same(locally(comparing.single, *arguments), comparing.single(*arguments))
+
+
+@pytest.mark.parametrize("mode", ["sync", "async", None])
+@pytest.mark.parametrize("env_id", STEPS)
+def test_make_vec(env_id: str, mode: str | None, trainer: str, locally: Callable[..., Any]) -> None:
+    arguments = (env_id, STEPS[env_id], 11)
+    local = locally(comparing.gymnasium_vector, *arguments, vectorization_mode=mode)
+    remote = comparing.gymnasium_vector(*arguments, vectorization_mode=mode)
+    comparing.assert_same(local, remote)
+    ends = sum(step[2].sum() + step[3].sum() for step in remote if len(step) == 5)
+    assert ends >= 5
+
+
+@pytest.mark.parametrize("autoreset", ["NextStep", "SameStep", "Disabled"])
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_autoreset_modes(mode: str, autoreset: str, trainer: str, locally: Callable[..., Any]) -> None:
+    if (mode, autoreset) == ("async", "Disabled"):
+        vector_kwargs = {
+            "autoreset_mode": autoreset,
+            "shared_memory": False,
+        }  # Gymnasium 1.2 can't mask otherwise
+    else:
+        vector_kwargs = {"autoreset_mode": autoreset}
+    call = ("CartPole-v1", 300, 3)
+    local = locally(comparing.gymnasium_vector, *call, vectorization_mode=mode, vector_kwargs=vector_kwargs)
+    remote = comparing.gymnasium_vector(*call, vectorization_mode=mode, vector_kwargs=vector_kwargs)
+    comparing.assert_same(local, remote)
+
+
+@pytest.mark.parametrize("subproc", [False, True], ids=["dummy", "subproc"])
+@pytest.mark.parametrize("env_id", STEPS)
+def test_sb3(env_id: str, subproc: bool, trainer: str, locally: Callable[..., Any]) -> None:
+    arguments = (env_id, STEPS[env_id], 5, subproc)
+    local, remote = locally(comparing.sb3_vector, *arguments), comparing.sb3_vector(*arguments)
+    comparing.assert_same(local, remote)
+    ends = sum(np.sum(step[2]) for step in remote if isinstance(step, tuple) and len(step) == 4)
+    assert ends >= 5

@@ -1,0 +1,153 @@
+"""The examples and the command line, as a user runs them: each script in a process of its own."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import assert_free, env_runner_processes
+from processes import KEY, ROOT, SIMULATOR_PYTHON, Process, clean_environment, run_python, wait_until
+
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(scope="module")
+def key_of_the_readme(tmp_path_factory: pytest.TempPathFactory):
+    """A cluster whose key is the one that the README's scripts name: `simulator.py` twice, word for word."""
+    folder = str(tmp_path_factory.mktemp("hub", numbered=True))
+    import tempfile
+
+    folder = tempfile.mkdtemp(prefix="rrl-", dir="/tmp")
+    hub = Process(str(SIMULATOR_PYTHON), str(EXAMPLES / "simulator.py"), RAY_TMPDIR=folder)
+    hub.wait_for("is up")
+    [client] = re.findall(r"trainers REMOTERL_ADDRESS=(ray://[\d.]+:\d+)", hub.output)
+    [gcs] = re.findall(r"simulators REMOTERL_ADDRESS=([\d.]+:\d+)", hub.output)
+    second = Process(str(SIMULATOR_PYTHON), str(EXAMPLES / "simulator.py"), REMOTERL_ADDRESS=gcs)
+    second.wait_for("is up")
+    yield {"client": client, "driver": gcs, "processes": [hub, second]}
+    trees = [process for simulator in (hub, second) for process in simulator.tree()]
+    assert [second.end(), hub.end()] == [0, 0]
+    _, alive = psutil.wait_procs(trees, timeout=20)
+    assert alive == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["client", "driver"])
+def test_the_trainer_of_the_readme_learns_cartpole(key_of_the_readme, kind: str, tmp_path: Path) -> None:
+    """Word for word, but for fewer steps and smaller rollouts, so that it learns within them."""
+    script = (EXAMPLES / "sb3_cartpole.py").read_text()
+    short = script.replace("100_000", "60_000").replace(
+        "verbose=1", "verbose=1, seed=1, n_steps=64, batch_size=512, n_epochs=20, gae_lambda=0.8, gamma=0.98, "
+        "learning_rate=1e-3"
+    )  # fmt: skip
+    assert short.count("60_000") == 1 and "n_steps=64" in short
+    short = short.replace("remoterl.shutdown()", "print('PLACES', env._core.places())\nremoterl.shutdown()")
+    path = tmp_path / "trainer.py"
+    path.write_text(short)
+    done = run_python(path, timeout_s=280, REMOTERL_ADDRESS=key_of_the_readme[kind])
+    assert done.returncode == 0, done.stderr
+    assert len(eval(done.stdout.split("PLACES")[1].strip())) == 2  # rows on both simulators
+    returns = [float(value) for value in re.findall(r"ep_rew_mean\s*\|\s*([\d.e+]+)", done.stdout)]
+    assert returns[0] < 60 and max(returns) > 150, returns
+    wait_until(lambda: not [p for s in key_of_the_readme["processes"] for p in s.tree() if _is_env_runner(p)])
+
+
+def _is_env_runner(process: psutil.Process) -> bool:
+    try:
+        return "ray::EnvRunner" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_the_trainer_of_the_readme_runs_word_for_word(key_of_the_readme, tmp_path: Path) -> None:
+    """The very file, stopped by Ctrl-C in mid-training."""
+    import signal
+
+    environment = {"REMOTERL_ADDRESS": key_of_the_readme["driver"], "PYTHONUNBUFFERED": "1"}
+    trainer = Process(sys.executable, str(EXAMPLES / "sb3_cartpole.py"), **environment)
+    trainer.wait_for("total_timesteps", 120)
+    assert trainer.end(signal.SIGINT) != 0
+    wait_until(lambda: not [p for s in key_of_the_readme["processes"] for p in s.tree() if _is_env_runner(p)])
+
+
+@pytest.mark.parametrize("kind", ["client", "driver"])
+def test_plain_gymnasium(cluster, kind: str) -> None:
+    done = run_python(EXAMPLES / "gymnasium_random.py", REMOTERL_ADDRESS=cluster.address(kind))
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\d+ episodes in 1600 remote steps", done.stdout) and "Pendulum" in done.stdout
+    assert_free(cluster)
+
+
+def test_local_needs_no_cluster(tmp_path: Path) -> None:
+    before = {process.pid for process in psutil.process_iter()}
+    done = run_python(EXAMPLES / "gymnasium_random.py", REMOTERL_ADDRESS="local")
+    assert done.returncode == 0, done.stderr
+    assert "episodes in 1600 remote steps" in done.stdout
+
+    def left() -> list[str]:
+        lines = []
+        for process in psutil.process_iter(["pid", "cmdline"]):
+            line = " ".join(process.info["cmdline"] or [])
+            if process.pid not in before and ("raylet" in line or "ray::" in line or "gcs_server" in line):
+                lines.append(line)
+        return lines
+
+    wait_until(lambda: left() == [], 20, "Ray's processes")
+
+
+@pytest.mark.long
+def test_the_demo(tmp_path: Path) -> None:
+    """As `make demo` runs it, with a lower target."""
+    import subprocess
+
+    picture = tmp_path / "curve.png"
+    command = [sys.executable, "-m", "remoterl", "demo", "--target", "150", "--output", str(picture)]
+    done = subprocess.run(
+        command,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "run on simulator-1" in done.stdout and "run on simulator-2" in done.stdout
+    assert re.search(r"Solved: mean return 1\d\d", done.stdout) and "steps/s" in done.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_line_explains_its_errors(cluster, tmp_path: Path) -> None:
+    import subprocess
+
+    def remoterl(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "remoterl", *arguments],
+            env=clean_environment(**environment), capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path,
+        )  # fmt: skip
+
+    assert "simulate" in remoterl("--help").stdout
+    for arguments, expected in (
+        (("simulate", "--register", "no_such_module"), "no_such_module"),
+        (("simulate", "--label", "nonsense"), "KEY=VALUE"),
+        (("simulate", "--max-env-runners", "0"), "max_env_runners"),
+        (("status", "--address", "nonsense"), "address must be"),
+    ):
+        done = remoterl(*arguments)
+        assert done.returncode == 1 and expected in done.stderr and "Traceback" not in done.stderr, done.stderr
+    done = remoterl("status", "--address", cluster.gcs_address, REMOTERL_API_KEY="not-the-key")
+    assert done.returncode == 1 and "refused the key" in done.stderr and KEY not in done.stderr
+    done = remoterl("status", "--address", "127.0.0.1:1", "--timeout", "1")
+    assert done.returncode == 1 and "No hub answers" in done.stderr
+
+
+def test_env_runners_are_processes_of_their_own(cluster) -> None:
+    import remoterl
+
+    assert remoterl.init(KEY, address=cluster.gcs_address, num_env_runners=5)
+    assert len(set(env_runner_processes(cluster))) == 5
+    remoterl.shutdown()
+    assert_free(cluster)

@@ -1,0 +1,137 @@
+"""Real simulator processes for the tests, and what is left of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+SIMULATOR_PYTHON = ROOT / ".venv-simulator" / "bin" / "python"
+KEY = "a-key-for-tests"
+
+
+def wait_until(condition: Callable[[], Any], timeout_s: float = 30.0, what: str = "") -> Any:
+    """Poll until the condition is true; returns its value."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s} s: {what or condition}")
+        time.sleep(0.1)
+    return value
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    """This process's environment without what would point at a cluster, and with the tests' key."""
+    hidden = ("REMOTERL_ADDRESS", "RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    return {**environment, "REMOTERL_API_KEY": KEY, **more}
+
+
+class Process:
+    """A child process whose output is kept in a file."""
+
+    def __init__(self, *command: str, **environment: str) -> None:
+        self.log = Path(tempfile.mkstemp(suffix=".log")[1])
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                env=clean_environment(**environment),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                cwd=tempfile.gettempdir(),
+            )
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def wait_for(self, text: str, timeout_s: float = 90.0) -> None:
+        def there() -> bool:
+            if text in self.output:
+                return True
+            assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.output}"
+            return False
+
+        wait_until(there, timeout_s, f"{text!r} in\n{self.output}")
+
+    def tree(self) -> list[psutil.Process]:
+        """The process and all its descendants."""
+        try:
+            parent = psutil.Process(self.process.pid)
+            return [parent, *parent.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def end(self, number: int = signal.SIGINT, timeout_s: float = 30.0) -> int:
+        """Signal it, wait for its end, and return its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        code = self.process.wait(timeout_s)
+        self.log.unlink(missing_ok=True)
+        return code
+
+
+def start_simulator(name: str, address: str | None, *options: str, folder: str) -> Process:
+    """`remoterl simulate` in the environment that has neither torch nor Stable-Baselines3."""
+    assert SIMULATOR_PYTHON.exists(), "run `make test`: it makes the virtual environment of the simulators"
+    command = [str(SIMULATOR_PYTHON), "-m", "remoterl", "simulate", "--name", name, *options]
+    if address is not None:
+        command += ["--address", address]
+    return Process(*command, RAY_TMPDIR=folder, PYTHONPATH=str(ROOT / "tests" / "simulator_only"))
+
+
+class Cluster:
+    """A hub that is a simulator too, and more simulators, each a process of its own."""
+
+    def __init__(self) -> None:
+        self.folder = tempfile.mkdtemp(prefix="rrl-", dir="/tmp")
+        self.simulators: dict[str, Process] = {}
+        self.add("alpha")
+        self.gcs_address = Path(self.folder, "ray", "ray_current_cluster").read_text().strip()
+        log = self.simulators["alpha"].output
+        self.client_address = "ray://" + log.split("trainers REMOTERL_ADDRESS=ray://")[1].split(".\n")[0].split()[0]
+
+    def add(self, name: str, *options: str) -> Process:
+        address = self.gcs_address if self.simulators else None
+        options = ("--register", "only_here", "--max-env-runners", "8", *options)
+        process = start_simulator(name, address, *options, folder=self.folder)
+        self.simulators[name] = process
+        process.wait_for("is up")
+        return process
+
+    def address(self, kind: str) -> str:
+        return {"client": self.client_address, "driver": self.gcs_address, "local": "local"}[kind]
+
+    def stop(self) -> list[psutil.Process]:
+        """Ctrl-C to every simulator; returns the processes that are still there afterwards."""
+        trees = [process for simulator in self.simulators.values() for process in simulator.tree()]
+        for simulator in reversed(self.simulators.values()):
+            simulator.end()
+        _, alive = psutil.wait_procs(trees, timeout=20)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return alive
+
+
+def run_python(
+    script: str | Path, *arguments: str, timeout_s: float = 180.0, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a trainer's script to its end in the environment of the tests."""
+    return subprocess.run(
+        [sys.executable, str(script), *arguments],
+        env=clean_environment(**environment),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        cwd=tempfile.gettempdir(),
+    )

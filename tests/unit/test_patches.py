@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from remoterl.patches.base import AfterImport, Patch, UndoLog, holders, original_function
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    (tmp_path / "toy_library.py").write_text(
+        "def make(name, size=3, **kwargs):\n    return ('local', name, size, kwargs)\n"
+        "def wrapped(): return 'local'\n"
+        "class Thing:\n    def __init__(self, value): self.value = value\n"
+    )
+    (tmp_path / "toy_user.py").write_text("from toy_library import make, wrapped, Thing\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("toy_library")
+    for name in ("toy_library", "toy_user"):
+        sys.modules.pop(name, None)
+
+
+def remote_make(name, size=3, **kwargs):  # type: ignore[no-untyped-def]
+    return ("remote", name, size, kwargs)
+
+
+def remote_init(original):  # type: ignore[no-untyped-def]
+    def __init__(self, value):  # type: ignore[no-untyped-def]  # noqa: N807
+        original(self, value)
+        self.value += 1
+
+    return __init__
+
+
+TABLE = (
+    Patch("toy_library", "make", "code", remote_make),
+    Patch("toy_library", "Thing", "init", remote_init),
+    Patch("toy_library", "wrapped", "name", lambda original: lambda: "remote"),
+)
+
+
+def test_names_imported_before_and_after(library: ModuleType) -> None:
+    make, wrapped, thing_class, code = library.make, library.wrapped, library.Thing, library.make.__code__
+    before = dict(vars(thing_class))
+    log = UndoLog()
+    log.install(TABLE)
+    user = importlib.import_module("toy_user")  # imported while patched
+    assert make("x", q=1) == user.make("x", q=1) == ("remote", "x", 3, {"q": 1})
+    assert original_function(make, code)("x", 5) == ("local", "x", 5, {})
+    assert user.wrapped() == library.wrapped() == "remote"
+    assert thing_class(1).value == user.Thing(1).value == 2
+    log.undo()
+    log.undo()
+    assert user.make is library.make is make and make("x") == ("local", "x", 3, {})
+    assert user.wrapped is library.wrapped is wrapped
+    assert dict(vars(thing_class)) == before and make.__code__ is code
+
+
+def test_a_failure_half_way_undoes_what_was_done(library: ModuleType) -> None:
+    code = library.make.__code__
+    log = UndoLog()
+    with pytest.raises(AttributeError):
+        log.install([*TABLE, Patch("toy_library", "absent", "code", remote_make)])
+    assert library.make.__code__ is code and library.wrapped() == "local" and library.Thing(1).value == 1
+
+
+def test_another_signature_is_refused(library: ModuleType) -> None:
+    def other(identifier, size=3, **kwargs):  # type: ignore[no-untyped-def]
+        return None
+
+    with pytest.raises(TypeError, match="another signature"):
+        UndoLog().install([Patch("toy_library", "make", "code", other)])
+
+
+def test_holders_are_found_by_identity(library: ModuleType) -> None:
+    user = importlib.import_module("toy_user")
+    assert (library, "wrapped") in holders(library.wrapped) and (user, "wrapped") in holders(library.wrapped)
+
+
+def test_after_import(library: ModuleType) -> None:
+    meta_path, called = list(sys.meta_path), []
+    later = AfterImport("toy_user", lambda: called.append(sys.modules["toy_user"].make))
+    later.arm()
+    assert called == []
+    user = importlib.import_module("toy_user")
+    assert called == [user.make] and sys.meta_path == meta_path
+    assert user.__spec__.loader is user.__loader__ and type(user.__loader__).__name__ == "SourceFileLoader"
+    at_once = AfterImport("toy_user", lambda: called.append("at once"))
+    at_once.arm()
+    assert called[-1] == "at once"
+    waiting = AfterImport("toy_never", lambda: None)
+    waiting.arm()
+    waiting.remove()
+    waiting.remove()
+    assert sys.meta_path == meta_path

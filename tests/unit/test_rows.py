@@ -1,0 +1,72 @@
+"""The rows of an env runner, in this process, without Ray."""
+
+from __future__ import annotations
+
+import envs
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+
+from remoterl import messages as m
+from remoterl.actors.env_runner import EnvRunner
+from remoterl.shipping import ship
+
+TRAINER = m.TrainerInfo("s", "script", "host", 1)
+
+
+@pytest.fixture
+def runner() -> EnvRunner:
+    return EnvRunner(TRAINER)
+
+
+def ask(runner: EnvRunner, request: object) -> object:
+    return m.decode(runner.handle(m.encode(request)))
+
+
+def opened(runner: EnvRunner, factories: list, semantics: m.Semantics = m.Semantics.GYMNASIUM_SYNC) -> m.RowsOpened:
+    rows = tuple(range(4, 4 + len(factories)))
+    request = m.OpenRows(1, rows, ship(factories), semantics, AutoresetMode.NEXT_STEP, b"")
+    return ask(runner, request)  # type: ignore[return-value]
+
+
+def test_one_message_steps_every_row(runner: EnvRunner) -> None:
+    told = opened(runner, [lambda: envs.CountingEnv(2)] * 3)
+    assert len(told.observation_spaces) == 1 and told.distinct == 3
+    ask(runner, m.ResetRows(1, (1, 2, 3), None, None))
+    reply = ask(runner, m.StepRows(1, np.array([0, 1, 2])))
+    assert reply.observations.tolist() == [[1, 2]] * 3 and reply.rewards.tolist() == [0, 1, 2]
+    assert [row for row, _, _ in reply.infos] == [0, 1, 2]
+
+
+def test_every_row_that_raises_is_told(runner: EnvRunner) -> None:
+    opened(
+        runner,
+        [envs.CountingEnv, lambda: envs.RaisingEnv("reset"), lambda: envs.RaisingEnv("reset", "KeyError")],
+    )
+    reply = ask(runner, m.ResetRows(1, (None,) * 3, None, None))
+    assert isinstance(reply, m.RowsFailed)
+    assert [(error.row, error.type_name) for error in reply.errors] == [(5, "ValueError"), (6, "KeyError")]
+
+
+def test_spaces_that_differ_are_told_for_each_row(runner: EnvRunner) -> None:
+    told = opened(runner, [envs.CountingEnv, envs.NestedEnv], m.Semantics.SINGLE)
+    assert len(told.observation_spaces) == 2
+
+
+def test_methods_stay_where_they_are(runner: EnvRunner) -> None:
+    opened(runner, [envs.CountingEnv] * 2)
+    arguments = ship(((), {}))
+    read = ask(runner, m.CallRows(1, (5,), "add", arguments, False))
+    assert read.results == [m.RemoteMethod("add")]
+    assert ask(runner, m.CallRows(1, (5,), "add", ship(((2,), {"right": 3})), True)).results == [5]
+    assert ask(runner, m.CallRows(1, (4, 5), "length", arguments, None)).results == [5, 5]
+
+
+def test_an_unknown_vector_env_is_an_error_reply(runner: EnvRunner) -> None:
+    assert isinstance(ask(runner, m.StepRows(99, [0])), m.RowsFailed)
+
+
+def test_closing_twice_is_harmless(runner: EnvRunner) -> None:
+    opened(runner, [envs.CountingEnv])
+    for _ in range(2):
+        assert ask(runner, m.CloseRows(1)).results == []

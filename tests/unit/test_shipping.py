@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import envs
+import gymnasium as gym
+import pytest
+
+from remoterl.errors import NotShippableError, UnsupportedError
+from remoterl.shipping import StaysLocal, is_beside_the_script, ship, unship, unshippable_exception
+
+
+def in_another_process(data: bytes, tmp_path: Path, expression: str) -> str:
+    """Load what was shipped where this repository's tests can't be imported."""
+    (tmp_path / "data").write_bytes(data)
+    code = f"from remoterl.shipping import unship; value = unship(open('data', 'rb').read()); print({expression})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    return done.stdout.strip() or done.stderr
+
+
+def test_code_beside_the_script_travels_by_value(tmp_path: Path) -> None:
+    assert is_beside_the_script(envs) and not is_beside_the_script(gym) and not is_beside_the_script(pytest)
+    shipped = ship([lambda: envs.CountingEnv(length=9)])
+    assert in_another_process(shipped, tmp_path, "value[0]().length") == "9"
+    assert in_another_process(shipped, tmp_path, "__import__('sys').modules.get('envs')") == "None"
+
+
+def test_a_live_environment_stays() -> None:
+    live = envs.CountingEnv()
+    with pytest.raises(StaysLocal) as caught:
+        ship([lambda: live])
+    assert caught.value.live_environment
+
+
+def test_what_cannot_be_pickled_stays() -> None:
+    lock = threading.Lock()
+    with pytest.raises(StaysLocal, match="lock") as caught:
+        ship([lambda: lock])
+    assert not caught.value.live_environment
+
+
+def test_sb3s_monitor_is_replaced() -> None:
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.monitor import Monitor
+
+    from remoterl.actors import monitor
+
+    assert unship(ship(Monitor)) is monitor.Monitor
+
+    class Collects:
+        def __init__(self, env_fns):  # type: ignore[no-untyped-def]
+            self.env_fns = env_fns
+
+        def seed(self, seed):  # type: ignore[no-untyped-def]
+            pass
+
+    factory = make_vec_env("CartPole-v1", vec_env_cls=Collects).env_fns[0]  # type: ignore[arg-type,attr-defined]
+    env = unship(ship(factory))()
+    assert type(env) is monitor.Monitor and env.render_mode == "rgb_array"
+    with pytest.raises(UnsupportedError, match="VecMonitor"):
+        monitor.Monitor(env, "log.csv")
+
+
+def test_a_missing_module_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from stable_baselines3.common.atari_wrappers import ClipRewardEnv
+
+    shipped = ship(ClipRewardEnv)
+    monkeypatch.setitem(sys.modules, "stable_baselines3.common.atari_wrappers", None)
+    with pytest.raises(NotShippableError, match="stable_baselines3"):
+        unship(shipped)
+
+
+def test_exceptions_that_do_not_survive() -> None:
+    assert not unshippable_exception(ValueError("x"))
+    assert unshippable_exception(envs.UnpicklableError("x"))
