@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
-from remoterl._logging import ensure_visible
+from remoterl._logging import ensure_visible, logger
 from remoterl.config import TrainerConfig, make_config
 from remoterl.errors import AlreadyInitializedError
 from remoterl.session import Session, open_session
@@ -15,6 +16,7 @@ _lock = threading.RLock()
 _arguments: dict[str, Any] | None = None
 _session: Session | None = None
 _simulator: SimulatorRun | None = None
+_kept = False  # `remoterl run` opened the session: a script's own init() finds it, whatever its arguments
 
 
 def init(**arguments: Any) -> bool:
@@ -25,6 +27,9 @@ def init(**arguments: Any) -> bool:
     with _lock:
         if is_initialized():
             if arguments == _arguments:
+                return True
+            if _kept and isinstance(config, TrainerConfig):
+                logger.info("The script's own init() is left out: `remoterl run` has opened the session.")
                 return True
             raise AlreadyInitializedError(
                 f"init(role={arguments['role']!r}) was called, but this process is initialized already, with other "
@@ -46,9 +51,28 @@ def _serve(simulator: SimulatorRun) -> bool:
         _simulator = None
 
 
+def keep_session() -> None:
+    """The session is `remoterl run`'s: a script's own `init()` does not open another."""
+    global _kept
+    _kept = True
+
+
+def _after_fork_in_child() -> None:
+    """A forked child (a local sub-process env, say) is not a trainer: it must not use its parent's connection."""
+    global _session, _arguments
+    if _session is not None:
+        _session.forget_in_child()
+        _session = _arguments = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 def shutdown() -> None:
     """See `remoterl.shutdown`."""
-    global _session
+    global _session, _kept
+    _kept = False
     simulator = _simulator
     if simulator is not None:
         simulator.stop()

@@ -6,6 +6,7 @@ RemoteRLError (a RuntimeError)
 ├── AuthenticationError                                     the cluster refused the key, or wants one
 ├── VersionMismatchError                                    Ray, Python or remoterl differ from the cluster's
 ├── UnknownEnvironmentError   (also gymnasium.error.UnregisteredEnv)   no simulator knows the id
+├── SpaceMismatchError        (also an AssertionError)      sub-environments whose spaces do not fit together
 ├── UnsupportedError          (also a NotImplementedError)  something remoterl cannot do remotely
 ├── NotShippableError                                       a factory cannot travel to a simulator
 ├── RemoteEnvError                                          an environment raised what cannot be pickled
@@ -27,6 +28,7 @@ __all__ = [
     "RemoteEnvError",
     "RemoteRLError",
     "RemoteTraceback",
+    "SpaceMismatchError",
     "UnknownEnvironmentError",
     "UnsupportedError",
     "VersionMismatchError",
@@ -55,6 +57,10 @@ class VersionMismatchError(RemoteRLError):
 
 class UnknownEnvironmentError(RemoteRLError, gymnasium.error.UnregisteredEnv):
     """Neither the simulators nor the trainer have registered the environment id."""
+
+
+class SpaceMismatchError(RemoteRLError, AssertionError):
+    """Spaces of sub-environments do not fit together. SyncVectorEnv raises one base, AsyncVectorEnv the other."""
 
 
 class UnsupportedError(RemoteRLError, NotImplementedError):

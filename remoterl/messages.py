@@ -17,6 +17,8 @@ import cloudpickle
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from remoterl.shipping import ship, unship
+
 
 class Semantics(Enum):
     """Whose rules the rows follow: the class that the trainer's script named."""
@@ -27,6 +29,14 @@ class Semantics(Enum):
     SB3_SUBPROC = "SubprocVecEnv"
     SINGLE = "Env"
     HOSTED = "VectorEnv"
+
+
+class Target(Enum):
+    """Which layer of a row's environment an attribute belongs to."""
+
+    WRAPPERS = "the outermost wrapper that has it"  # Gymnasium's get_wrapper_attr and set_wrapper_attr
+    OUTERMOST = "the outermost wrapper"
+    UNWRAPPED = "the environment itself"
 
 
 # ---- requests: trainer -> env runner --------------------------------------------------------------------
@@ -53,7 +63,7 @@ class ResetRows(NamedTuple):
 
 
 class StepRows(NamedTuple):
-    """Step rows. Answered by `RowsStepped`. `actions`: one a row of this env runner, array or list."""
+    """Step rows. Answered by `RowsStepped`. `actions`: one a row of this env runner, array or list, packed."""
 
     vector_id: int
     actions: Any
@@ -64,10 +74,10 @@ class CallRows(NamedTuple):
 
     vector_id: int
     rows: tuple[int, ...]
-    name: str
+    name: str  # may be a path, `ale.lives`
     arguments: bytes  # shipped (args, kwargs)
     call: bool | None  # True: call it, False: only read it, None: call it if it is callable
-    through_wrappers: bool = True  # False: `env.unwrapped`
+    target: Target = Target.WRAPPERS
 
 
 class SetAttribute(NamedTuple):
@@ -77,7 +87,7 @@ class SetAttribute(NamedTuple):
     rows: tuple[int, ...]
     name: str
     values: bytes  # shipped list, one value a row
-    through_wrappers: bool  # False: plain `setattr` on the outermost wrapper, as SB3 does
+    target: Target
 
 
 class IsWrapped(NamedTuple):
@@ -147,15 +157,23 @@ class RowsStepped(NamedTuple):
 
 
 class RowsCalled(NamedTuple):
-    """One result a row that was asked."""
+    """One result a row that was asked. Arrays among the arguments come back as the call left them."""
 
     results: list[Any]
+    arrays: list[list[np.ndarray]] | None = None
 
 
 class RemoteMethod(NamedTuple):
     """Instead of an attribute's value: it is a method, which stays where it is and can be called there."""
 
     name: str
+
+
+class RemoteObject(NamedTuple):
+    """Instead of an attribute's value: it can't be pickled, but its own attributes can be asked for."""
+
+    name: str
+    type_name: str
 
 
 class SpecFound(NamedTuple):
@@ -236,8 +254,34 @@ class SimulatorInfo:
 # ---- encoding --------------------------------------------------------------------------------------------
 
 
+class Shipped(NamedTuple):
+    """A value of the trainer's that may be of a class that only the trainer's script has."""
+
+    data: bytes
+
+
+def pack(value: Any) -> Any:
+    """Plain data as it is, anything else so that classes of the trainer's script travel along."""
+    return value if _is_plain(value) else Shipped(ship(value))
+
+
+def unpack(value: Any) -> Any:
+    """The inverse of `pack`."""
+    return unship(value.data) if isinstance(value, Shipped) else value
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) is np.ndarray:
+        return value.dtype != object
+    if isinstance(value, np.generic) or type(value) in (int, float, bool, str, bytes, type(None)):
+        return True
+    if type(value) in (list, tuple):
+        return all(map(_is_plain, value))
+    return type(value) is dict and all(map(_is_plain, value)) and all(map(_is_plain, value.values()))
+
+
 def encode(message: Any) -> bytes:
-    """Pickle a message; classes that only one side can import travel by value."""
+    """Pickle a message; classes that can't be imported by name travel by value."""
     try:
         return pickle.dumps(message, protocol=5)
     except (pickle.PicklingError, AttributeError, TypeError, ImportError):

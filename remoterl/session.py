@@ -20,6 +20,7 @@ from queue import SimpleQueue
 from typing import Any, cast
 
 import gymnasium.error
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.envs.registration import registry as trainers_registry
 from gymnasium.vector import AutoresetMode
 
@@ -31,7 +32,7 @@ from remoterl.actors.env_runner import EnvRunner
 from remoterl.channels.actor import ActorChannel
 from remoterl.cluster.connection import Connection, connect
 from remoterl.config import TrainerConfig
-from remoterl.errors import UnknownEnvironmentError
+from remoterl.errors import EnvRunnerLostError, UnknownEnvironmentError
 from remoterl.patches import backend as patches_backend
 from remoterl.patches import ray as ray_patches
 from remoterl.patches.base import AfterImport, UndoLog
@@ -40,8 +41,10 @@ from remoterl.shipping import ship
 from remoterl.vector.core import Assignment, RowsRaised, RunnerLink, VectorCore, forget
 
 RETRY_PERIOD_S = 0.5
-# Where Stable-Baselines3's vector env classes are complete, whatever part of it the script imports.
-SB3_READY = "stable_baselines3.common.vec_env"
+ENV_RUNNER_START_S = 10.0  # a process and its imports, on a busy machine
+CLOSE_TIMEOUT_S = 5.0
+# Where everything of Stable-Baselines3 that is patched is complete, whatever part of it the script imports.
+SB3_READY = "stable_baselines3.common.env_util"
 
 
 class Session:
@@ -51,6 +54,8 @@ class Session:
         self.connection = connection
         self.runners: list[RunnerLink] = []
         self._actors: list[Any] = []
+        self._last_failure = ""  # of an env runner that did not come up
+        self._spec_shipper = registrations.SpecShipper()
         self._undo = UndoLog()
         self._after_import: AfterImport | None = None
         self._cores: weakref.WeakSet[VectorCore] = weakref.WeakSet()
@@ -83,8 +88,8 @@ class Session:
     def _place(self, wanted: int, deadline: float) -> bool:
         waited = False
         while True:
-            simulators = directory.find_simulators()
-            counts = plan(_free_units(simulators), wanted)
+            simulators = directory.find_simulators(deadline)
+            counts = plan(_free_units(simulators, deadline), wanted)
             if counts:
                 self._create(simulators, counts, deadline)
             if self.runners or time.monotonic() + RETRY_PERIOD_S >= deadline:
@@ -94,13 +99,7 @@ class Session:
                 logger.info("Waiting for a simulator with a free env runner ...")
             time.sleep(RETRY_PERIOD_S)
         if not self.runners:
-            logger.error(
-                "All env runners of the %d simulators are taken; start another simulator, or end another trainer."
-                if simulators
-                else "The cluster has no simulator (0 of %d nodes). Start one on any machine with: "
-                "REMOTERL_ADDRESS=<the hub's address> remoterl simulate",
-                len(simulators) or _num_nodes(),
-            )
+            self._say_why_there_is_none(simulators)
             return False
         if len(self.runners) < wanted:
             logger.warning(
@@ -111,11 +110,26 @@ class Session:
             )
         return True
 
+    def _say_why_there_is_none(self, simulators: Sequence[directory.SimulatorHandle]) -> None:
+        if self._last_failure:
+            logger.error("No env runner could be started; the last one failed with: %s", self._last_failure)
+        elif simulators:
+            logger.error(
+                "All env runners of the %d simulators are taken; start another simulator, or end another trainer.",
+                len(simulators),
+            )
+        else:
+            logger.error(
+                "The cluster has no simulator (0 of %d nodes). Start one on any machine with: "
+                "REMOTERL_ADDRESS=<the hub's address> remoterl simulate",
+                _num_nodes(),
+            )
+
     def _create(self, simulators: Sequence[directory.SimulatorHandle], counts: dict[str, int], deadline: float) -> None:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        created = []
+        created: list[tuple[directory.SimulatorHandle, Any, Any]] = []
         for simulator in simulators:
             for _ in range(counts.get(simulator.node_id, 0)):
                 actor: Any = (
@@ -127,17 +141,20 @@ class Session:
                     )
                     .remote(self.info, simulator.actor)
                 )
+                self._actors.append(actor)
                 created.append((simulator, actor, actor.ready.remote()))
+        up_by = max(deadline, time.monotonic() + ENV_RUNNER_START_S)
         for simulator, actor, ready in created:
             try:
-                info = ray.get(ready, timeout=max(10.0, deadline - time.monotonic()))
-            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
-                # Another trainer was faster, or the simulator is leaving.
+                info = ray.get(ready, timeout=max(0.1, up_by - time.monotonic()))
+            except ray.exceptions.RayError as error:
+                # Another trainer was faster, the simulator is leaving, or its worker can't start.
                 logger.debug("an env runner on %s did not come up: %s", simulator.name, error)
-                ray.kill(actor)
+                if not isinstance(error, ray.exceptions.GetTimeoutError):
+                    self._last_failure = f"{str(error).strip().splitlines()[-1]} (on simulator {simulator.name})"
+                self._kill(actor)
                 continue
             place = f"env runner on simulator {simulator.name} (node {simulator.node_id[:8]}, pid {info.pid})"
-            self._actors.append(actor)
             self.runners.append(
                 RunnerLink(
                     channel=ActorChannel(actor, place),
@@ -175,20 +192,27 @@ class Session:
         env_id: str | None = None,
     ) -> VectorCore:
         """See `patches.backend.Backend.open`."""
-        runners = list(self._runners_for(env_id))
+        lacking: set[str] = set()
         while True:
+            runners = [runner for runner in self._runners_for(env_id) if runner.simulator not in lacking]
+            living = len(self._living())
             try:
                 core = self._open_on(runners, factories, semantics, autoreset_mode, env_id)
-            except gymnasium.error.UnregisteredEnv as error:
-                # A factory made an id that these simulators don't have; others may.
+            except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
+                # A factory made an id (or imported its module) that these simulators don't have; others may.
                 rows: RowsRaised | None = getattr(error, "remote_rows", None)
                 if rows is None:
                     raise
-                lacking = {runner.simulator for runner, _ in rows.errors}
-                runners = [runner for runner in runners if runner.simulator not in lacking]
-                if not runners:
+                lacking |= {runner.simulator for runner, _ in rows.errors}
+                if any(runner.simulator not in lacking for runner in runners):
+                    continue
+                if isinstance(error, gymnasium.error.UnregisteredEnv):
                     raise self._unknown(_named_id(error)) from error
-                continue
+                raise
+            except EnvRunnerLostError:
+                if 0 < len(self._living()) < living:  # one that died since it was last used; the others live
+                    continue
+                raise
             self._cores.add(core)
             return core
 
@@ -203,29 +227,46 @@ class Session:
         row_ranges = split_rows(len(factories), len(runners))
         chosen = sorted(runners, key=lambda runner: runner.rows)[: len(row_ranges)]
         chosen.sort(key=self.runners.index)
+        shipped = [ship(list(factories[rows.start : rows.stop])) for rows in row_ranges]
+        news = [self._news_for(runner) for runner in chosen]
         assignments = [
-            Assignment(runner, rows, ship(list(factories[rows.start : rows.stop])), self._mirror(runner))
-            for runner, rows in zip(chosen, row_ranges, strict=True)
+            Assignment(runner, rows, data, self._spec_shipper.ship(specs))
+            for runner, rows, data, specs in zip(chosen, row_ranges, shipped, news, strict=True)
         ]
-        return VectorCore.open(assignments, semantics, autoreset_mode, env_id or "")
+        core = VectorCore.open(assignments, semantics, autoreset_mode, env_id or "")
+        for runner, specs in zip(chosen, news, strict=True):
+            runner.mirrored.update((spec.id, spec) for spec in specs)
+        return core
 
     def find_spec(self, env_id: str) -> Any:
         """See `patches.backend.Backend.find_spec`."""
-        runner = self._runners_for(env_id)[0]
-        ticket = runner.channel.send(m.FindSpec(env_id, self._mirror(runner)))
-        reply = runner.channel.receive(ticket)
-        if not isinstance(reply, m.SpecFound) or reply.spec is None:
-            raise self._unknown(env_id)
-        return reply.spec
+        asked: set[str] = set()
+        for runner in self._runners_for(env_id):
+            if runner.simulator in asked:
+                continue
+            asked.add(runner.simulator)
+            specs = self._spec_shipper.ship(self._news_for(runner))
+            reply = runner.channel.receive(runner.channel.send(m.FindSpec(env_id, specs)))
+            if isinstance(reply, m.RowsFailed):
+                raise RowsRaised([(runner, error) for error in reply.errors]).to_raise(env_id)
+            if reply.spec is not None:
+                return reply.spec
+        raise self._unknown(env_id)
 
     def _runners_for(self, env_id: str | None) -> list[RunnerLink]:
         """The env runners whose simulator can make this id; all of them where the trainer can mirror it."""
+        living = self._living()
+        if not living:
+            raise EnvRunnerLostError(
+                "All env runners of this session are gone. Look at the simulators' output for the reason; call "
+                "remoterl.shutdown() and remoterl.init() to go on with those that live."
+            )
         if env_id is None or ":" in env_id or env_id in trainers_registry:
-            return self.runners
-        capable = [runner for runner in self.runners if _knows(runner.environments, env_id)]
+            return living
+        capable = [runner for runner in living if _knows(runner.environments, env_id)]
         if not capable:
             if _knows(frozenset(trainers_registry), env_id):
-                return self.runners
+                return living
             raise self._unknown(env_id)
         return capable
 
@@ -240,15 +281,16 @@ class Session:
             + "Register it in the simulator's script before init(), or in this script."
         )
 
-    def _mirror(self, runner: RunnerLink) -> bytes:
-        """The trainer's registrations that this env runner lacks, each sent to it once."""
-        news = [
+    def _news_for(self, runner: RunnerLink) -> list[EnvSpec]:
+        """The trainer's registrations that this env runner's simulator lacks and that it was not sent yet."""
+        return [
             spec
             for env_id, spec in trainers_registry.items()
             if env_id not in runner.environments and runner.mirrored.get(env_id) is not spec
         ]
-        runner.mirrored.update((spec.id, spec) for spec in news)
-        return registrations.ship_specs(news)
+
+    def _living(self) -> list[RunnerLink]:
+        return [runner for runner in self.runners if not runner.channel.lost]
 
     # ---- closing ---------------------------------------------------------------------------------------------
 
@@ -259,32 +301,50 @@ class Session:
                 return
             self._closed = True
         atexit.unregister(self.close)
+        try:
+            if self._after_import is not None:
+                self._after_import.remove()
+            self._undo.undo()
+            patches_backend.set_backend(None)
+            self._close_environments()
+        finally:  # also where Ctrl-C interrupts an environment's close
+            self._garbage.put(None)
+            try:
+                for actor in self._actors:
+                    self._kill(actor)
+            finally:
+                self.connection.close()
+
+    def forget_in_child(self) -> None:
+        """In a forked child: everything is local again, and the parent's connection is not touched."""
+        self._closed = True
+        atexit.unregister(self.close)
         if self._after_import is not None:
             self._after_import.remove()
         self._undo.undo()
         patches_backend.set_backend(None)
-        self._close_environments()
-        self._garbage.put(None)
-        self._kill_env_runners()
-        self.connection.close()
+        for core in list(self._cores):
+            core.abandon()
 
     def _close_environments(self) -> None:
-        for core in list(self._cores):
+        """Every environment gets the chance to close itself, all at the same time."""
+        deadline = time.monotonic() + CLOSE_TIMEOUT_S
+        pending = [(core, core.send_close()) for core in list(self._cores)]
+        for core, tickets in pending:
             try:
-                core.close(timeout_s=5.0)
+                core.await_close(tickets, deadline)
             except Exception as error:
                 logger.warning("An environment failed to close: %s", error)
 
-    def _kill_env_runners(self) -> None:
+    def _kill(self, actor: Any) -> None:
         import ray
 
-        for actor in self._actors:
-            try:
-                ray.kill(actor)
-            except Exception as error:
-                logger.debug("an env runner was gone already: %s", error)
-        self._actors.clear()
-        self.runners.clear()
+        if not ray.is_initialized():  # otherwise Ray would start a cluster of its own on this machine
+            return
+        try:
+            ray.kill(actor)
+        except Exception as error:
+            logger.debug("an env runner was gone already: %s", error)
 
     def _collect_garbage(self) -> None:
         while (item := self._garbage.get()) is not None:
@@ -328,13 +388,13 @@ def open_session(config: TrainerConfig) -> Session | None:
     return session
 
 
-def _free_units(simulators: Sequence[directory.SimulatorHandle]) -> dict[str, int]:
+def _free_units(simulators: Sequence[directory.SimulatorHandle], deadline: float) -> dict[str, int]:
     import ray
 
     if not simulators:
         return {}
     try:
-        free = ray.get(simulators[0].actor.free_units.remote(), timeout=directory.PING_TIMEOUT_S)
+        free = ray.get(simulators[0].actor.free_units.remote(), timeout=max(1.0, deadline - time.monotonic()))
     except (ray.exceptions.RayError, AttributeError, ImportError) as error:
         logger.debug("Ray's view of free units can't be read (%s); counting env runners instead", error)
         free = {simulator.node_id: simulator.units - len(simulator.info.env_runners) for simulator in simulators}

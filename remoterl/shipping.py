@@ -14,7 +14,8 @@ import pickle
 import site
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import cloudpickle
 import gymnasium
 
+from remoterl._logging import logger
 from remoterl.errors import NotShippableError
 
 # (module, qualified name) on the trainer -> the same on the simulator
@@ -57,8 +59,9 @@ def ship(value: Any) -> bytes:
             return _dumps(value)
     except StaysLocal:
         raise
-    except Exception:
+    except Exception as by_value_error:
         # A module that holds something unpicklable: the simulator may have it installed.
+        logger.debug("not by value: %s", by_value_error)
         try:
             return _dumps(value)
         except StaysLocal:
@@ -107,18 +110,34 @@ def _load(module: str, name: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+_by_value_lock = threading.RLock()
+_beside_by_name: dict[str, tuple[int, bool]] = {}  # module name -> (id of the module, is it beside the script)
+
+
 @contextmanager
 def _beside_the_script_by_value() -> Iterator[None]:
-    registered = []
-    for module in list(sys.modules.values()):
-        if is_beside_the_script(module):
-            cloudpickle.register_pickle_by_value(module)
-            registered.append(module)
-    try:
-        yield
-    finally:
-        for module in registered:
-            cloudpickle.unregister_pickle_by_value(module)
+    """Let cloudpickle send modules beside the script by value; what a script registered itself stays so."""
+    with _by_value_lock:
+        registered: list[ModuleType] = []
+        try:
+            already = cloudpickle.list_registry_pickle_by_value()
+            for name, module in list(sys.modules.items()):
+                if _is_beside_cached(name, module) and module.__name__ not in already:
+                    cloudpickle.register_pickle_by_value(module)
+                    registered.append(module)
+            yield
+        finally:
+            for module in registered:
+                cloudpickle.unregister_pickle_by_value(module)
+
+
+def _is_beside_cached(name: str, module: ModuleType) -> bool:
+    cached = _beside_by_name.get(name)
+    if cached is None or cached[0] != id(module):
+        # A module object under its own name; aliases would be registered twice.
+        cached = (id(module), getattr(module, "__name__", None) == name and is_beside_the_script(module))
+        _beside_by_name[name] = cached
+    return cached[1]
 
 
 def is_beside_the_script(module: ModuleType) -> bool:
@@ -127,6 +146,11 @@ def is_beside_the_script(module: ModuleType) -> bool:
     name = getattr(module, "__name__", "__main__")
     if not isinstance(path, str) or name == "__main__" or name.split(".")[0] == "remoterl":
         return False
+    return is_beside(path)
+
+
+def is_beside(path: str) -> bool:
+    """Does this file lie in the folder of the main script or in the working directory, uninstalled?"""
     path = os.path.abspath(path)
     return path.startswith(_script_folders()) and not is_installed(path)
 
@@ -154,12 +178,11 @@ def _installed_folders() -> tuple[str, ...]:
 
 _INSTALLED = _installed_folders()
 
-Factory = Callable[[], gymnasium.Env]
 
-
-def unshippable_exception(error: BaseException) -> bool:
-    """Can this exception not be rebuilt on the other side, with the same type?"""
+def ship_exception(error: BaseException) -> bytes | None:
+    """Pickle an exception so that the trainer gets one of its own type; None where that can't be."""
     try:
-        return type(pickle.loads(pickle.dumps(error))) is not type(error)
+        data = cloudpickle.dumps(error)
+        return data if type(pickle.loads(data)) is type(error) else None
     except Exception:
-        return True
+        return None

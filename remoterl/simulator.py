@@ -30,21 +30,24 @@ class SimulatorRun:
         self.config = config
         self._stop = threading.Event()
         self._ended = threading.Event()
+        self._thread: int | None = None
 
     def stop(self, wait: bool = True) -> None:
         """Ask the simulator to leave; from any thread. Waits until it has, unless called from `run` itself."""
         self._stop.set()
-        if wait:
+        if wait and threading.get_ident() != self._thread:  # a signal handler of the script runs in there
             self._ended.wait(60.0)
 
     def run(self) -> bool:
         """Join, serve, leave. False where the hub could not be reached within `timeout_s`."""
+        self._thread = threading.get_ident()
         try:
-            return self._run()
+            with self._signals() as listen:  # until it has left: a second Ctrl-C must not interrupt that
+                return self._run(listen)
         finally:
             self._ended.set()
 
-    def _run(self) -> bool:
+    def _run(self, listen: Callable[[], None]) -> bool:
         config = self.config
         deadline = time.monotonic() + config.timeout_s
         hub = _hub_address(config, deadline)
@@ -65,13 +68,12 @@ class SimulatorRun:
             registry.save(registry_file)
             if hub is not None:
                 _check_versions(hub)
-            with self._signals() as listen:
-                node.start({registry.REGISTRY_VARIABLE: str(registry_file), "PYTHONPATH": _python_path()})
-                timeout_s = HUB_START_TIMEOUT_S if hub is None else max(1.0, deadline - time.monotonic())
-                gcs_address = self._wait_for(node, timeout_s)
-                if gcs_address is None:
-                    return self._stop.is_set()
-                self._serve(node, gcs_address, listen)
+            node.start({registry.REGISTRY_VARIABLE: str(registry_file), "PYTHONPATH": _python_path()})
+            timeout_s = HUB_START_TIMEOUT_S if hub is None else max(1.0, deadline - time.monotonic())
+            gcs_address = self._wait_for(node, timeout_s)
+            if gcs_address is None:
+                return self._stop.is_set()
+            self._serve(node, gcs_address, listen)
             return True
         finally:
             node.stop()
@@ -116,7 +118,7 @@ class SimulatorRun:
             actor = directory.create_simulator_actor(own, detached=True)
             ray.get(actor.ping.remote(), timeout=60)
             self._announce(node, gcs_address)
-            self._watch(node, actor)
+            self._watch(node, own, actor)
         finally:
             _leave(actor, opened_here)
 
@@ -137,7 +139,7 @@ class SimulatorRun:
                 node.client_port,
             )
 
-    def _watch(self, node: Node, actor: Any) -> None:
+    def _watch(self, node: Node, own: dict[str, Any], actor: Any) -> None:
         import ray
 
         shown: tuple[int, int, int] | None = None
@@ -150,6 +152,10 @@ class SimulatorRun:
                 )
             try:
                 info = ray.get(actor.describe.remote(), timeout=STATUS_PERIOD_S)
+            except ray.exceptions.RayActorError:
+                logger.warning("The simulator's own actor died; it is made again.")
+                actor = directory.create_simulator_actor(own, detached=True)
+                continue
             except ray.exceptions.RayError as error:
                 logger.warning("The simulator's own actor does not answer (%s).", type(error).__name__)
                 continue
@@ -259,7 +265,7 @@ def _own_node(name: str) -> dict[str, Any]:
 
 
 def _refuse_a_taken_name(own: dict[str, Any]) -> None:
-    for simulator in directory.find_simulators(timeout_s=3.0, create=False):
+    for simulator in directory.find_simulators(time.monotonic() + 3.0, create=False):
         if simulator.name == own["Labels"][directory.NAME_LABEL] and simulator.node_id != own["NodeID"]:
             raise ConfigurationError(
                 f"A simulator named {simulator.name!r} is already in this cluster; give this one another name."

@@ -41,8 +41,8 @@ def simulator_nodes() -> list[dict[str, Any]]:
     return sorted(nodes, key=_name)
 
 
-def find_simulators(timeout_s: float = PING_TIMEOUT_S, create: bool = True) -> list[SimulatorHandle]:
-    """Every simulator that answers within `timeout_s`; those that don't are left out with a warning.
+def find_simulators(deadline: float | None = None, create: bool = True) -> list[SimulatorHandle]:
+    """Every simulator that answers until `deadline` (`time.monotonic()`); those that don't are left out, with a line.
 
     A node that has no `Simulator` actor yet gets one, unless `create` is False: then it is left out.
 
@@ -54,14 +54,16 @@ def find_simulators(timeout_s: float = PING_TIMEOUT_S, create: bool = True) -> l
     found = [(node, actor) for node in simulator_nodes() if (actor := _actor_of(node, create)) is not None]
     versions = [actor.ping.remote() for _, actor in found]
     infos = [actor.describe.remote() for _, actor in found]
-    deadline = time.monotonic() + timeout_s
+    deadline = min(deadline or float("inf"), time.monotonic() + PING_TIMEOUT_S)
     simulators = []
     for (node, actor), version, info in zip(found, versions, infos, strict=True):
         try:
             _check_version(ray.get(version, timeout=max(0.1, deadline - time.monotonic())), _name(node))
             described = ray.get(info, timeout=max(0.1, deadline - time.monotonic()))
-        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
-            logger.warning("The simulator %s does not answer (%s); left out.", _name(node), type(error).__name__)
+        except ray.exceptions.RayError as error:
+            if node["NodeID"] not in _warned:
+                _warned.add(node["NodeID"])
+                logger.warning("The simulator %s does not answer, it is left out: %s", _name(node), _brief(error))
             continue
         simulators.append(
             SimulatorHandle(_name(node), node["NodeID"], int(node["Resources"][RESOURCE]), actor, described)
@@ -106,11 +108,20 @@ def _actor_of(node: dict[str, Any], create: bool) -> Any:
     try:
         return ray.get_actor(actor_name(node), namespace=NAMESPACE)
     except ValueError:
-        return create_simulator_actor(node, detached=False) if create else None
+        # A simulator process makes its own, detached: one of ours would end with this trainer.
+        own_process = NAME_LABEL in node["Labels"]
+        return create_simulator_actor(node, detached=False) if create and not own_process else None
 
 
 def _name(node: dict[str, Any]) -> str:
     return node["Labels"].get(NAME_LABEL) or node["NodeName"] or node["NodeID"][:8]
+
+
+_warned: set[str] = set()
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
 
 
 def _check_version(theirs: str, simulator: str) -> None:

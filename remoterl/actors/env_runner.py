@@ -20,7 +20,7 @@ import psutil
 from remoterl import messages as m
 from remoterl.actors import registry
 from remoterl.actors.rows import Rows, RowsError, open_rows
-from remoterl.shipping import unship, unshippable_exception
+from remoterl.shipping import ship_exception, unship
 
 REPORT_PERIOD_S = 1.0
 
@@ -59,14 +59,14 @@ class EnvRunner:
 
     def handle(self, payload: bytes) -> bytes:
         """Answer one encoded request with one encoded reply; an error is a reply too (`RowsFailed`)."""
-        request = m.decode(payload)
         try:
+            request = m.decode(payload)
             reply = self._handlers[type(request)](request)
             return m.encode(reply)
         except RowsError as error:
             return m.encode(m.RowsFailed(error.errors))
         except Exception as error:
-            return m.encode(m.RowsFailed([_general_error(request, error)]))
+            return m.encode(m.RowsFailed([_general_error(error)]))
 
     def _open(self, request: m.OpenRows) -> m.RowsOpened:
         registry.add_specs(request.specs, self._own_ids)
@@ -81,18 +81,20 @@ class EnvRunner:
 
     def _step(self, request: m.StepRows) -> m.RowsStepped:
         rows = self._rows[request.vector_id]
-        reply = rows.step(request.actions)
-        self._steps += len(rows)
+        reply = rows.step(m.unpack(request.actions))
+        self._steps += rows.num_rows
         return reply
 
     def _call(self, request: m.CallRows) -> m.RowsCalled:
-        args, kwargs = unship(request.arguments)
+        def arguments() -> Any:
+            return unship(request.arguments)
+
         rows = self._rows[request.vector_id]
-        return m.RowsCalled(rows.call(request.rows, request.name, args, kwargs, request.call, request.through_wrappers))
+        return rows.call(request.rows, request.name, arguments, request.call, request.target)
 
     def _set_attribute(self, request: m.SetAttribute) -> m.RowsCalled:
         rows = self._rows[request.vector_id]
-        rows.set_attribute(request.rows, request.name, unship(request.values), request.through_wrappers)
+        rows.set_attribute(request.rows, request.name, unship(request.values), request.target)
         return m.RowsCalled([])
 
     def _is_wrapped(self, request: m.IsWrapped) -> m.RowsCalled:
@@ -127,7 +129,7 @@ class EnvRunner:
             pid=process.pid,
             started=process.create_time(),
             trainer=self._trainer,
-            rows=sum(len(rows) for rows in list(self._rows.values())),
+            rows=sum(rows.num_rows for rows in list(self._rows.values())),
             steps=self._steps,
         )
 
@@ -149,11 +151,11 @@ def _resolve(env_id: str) -> Any:
     return registration._find_spec(env_id)
 
 
-def _general_error(request: Any, error: Exception) -> m.RowError:
+def _general_error(error: Exception) -> m.RowError:
     return m.RowError(
         row=-1,
         env=f"(process {os.getpid()}, Python {sys.version.split()[0]})",
-        exception=None if unshippable_exception(error) else pickle.dumps(error),
+        exception=ship_exception(error),
         type_name=type(error).__name__,
         message=str(error),
         traceback="".join(traceback.format_exception(error)),

@@ -20,7 +20,8 @@ import gymnasium
 from gymnasium.envs.registration import EnvCreator, EnvSpec, load_env_creator, registry
 
 from remoterl._logging import logger
-from remoterl.shipping import StaysLocal, is_beside_the_script, ship
+from remoterl.errors import NotShippableError
+from remoterl.shipping import StaysLocal, is_beside, is_beside_the_script, ship
 
 REGISTRY_VARIABLE = "REMOTERL_REGISTRY"
 
@@ -30,11 +31,15 @@ def save(path: Path) -> None:
     entries: dict[str, bytes] = {}
     for env_id, spec in registry.items():
         try:
-            entries[env_id] = cloudpickle.dumps(spec)
+            entries[env_id] = cloudpickle.dumps(_by_value_if_main(spec))
         except Exception as error:
             logger.warning("The environment %s is not offered: it can't be pickled (%s).", env_id, error)
     path.write_bytes(pickle.dumps(entries))
     path.chmod(0o600)
+
+
+def _by_value_if_main(spec: EnvSpec) -> EnvSpec:
+    return with_local_code(spec) if str(spec.entry_point).startswith("__main__:") else spec
 
 
 _loaded = False
@@ -93,36 +98,56 @@ def portable_spec(spec: EnvSpec | None) -> EnvSpec | None:
     return portable
 
 
-def ship_specs(specs: Iterable[EnvSpec]) -> bytes:
-    """Pickle a trainer's registrations for a simulator; those that can't travel are left out."""
-    shipped: dict[str, bytes] = {}
-    for spec in specs:
+class SpecShipper:
+    """Pickles a trainer's registrations for simulators, each once however many env runners get it."""
+
+    def __init__(self) -> None:
+        self._shipped: dict[str, tuple[EnvSpec, bytes | None]] = {}
+
+    def ship(self, specs: Iterable[EnvSpec]) -> bytes:
+        """All of these in one message; those that can't travel are left out."""
+        shipped = {spec.id: data for spec in specs if (data := self._one(spec)) is not None}
+        return pickle.dumps(shipped) if shipped else b""
+
+    def _one(self, spec: EnvSpec) -> bytes | None:
+        known = self._shipped.get(spec.id)
+        if known is not None and known[0] is spec:
+            return known[1]
         try:
-            shipped[spec.id] = ship(with_local_code(spec))
+            data = ship(with_local_code(spec))
         except StaysLocal as error:
             logger.debug("%s stays on the trainer: %s", spec.id, error)
-    return pickle.dumps(shipped) if shipped else b""
+            data = None
+        self._shipped[spec.id] = (spec, data)
+        return data
 
 
 def with_local_code(spec: EnvSpec) -> EnvSpec:
-    """Where the entry point is text that names a module beside the script, put the class itself there."""
+    """Where the entry point is text that names the script or a module beside it, put the class itself there."""
     if not isinstance(spec.entry_point, str):
         return spec
     module_name = spec.entry_point.split(":")[0]
-    if module_name not in sys.modules and importlib.util.find_spec(module_name.split(".")[0]) is None:
-        return spec
-    if module_name.split(".")[0] == "gymnasium":
+    if module_name != "__main__" and not _lies_beside_the_script(module_name):
         return spec
     try:
         creator = load_env_creator(spec.entry_point)
     except Exception as error:
         logger.debug("%s: its entry point can't be loaded on the trainer (%s)", spec.id, error)
         return spec
-    if not is_beside_the_script(sys.modules[module_name]):
-        return spec
     with_code = copy.copy(spec)
     with_code.entry_point = cast(EnvCreator, creator)
     return with_code
+
+
+def _lies_beside_the_script(module_name: str) -> bool:
+    top = module_name.split(".")[0]
+    if top in sys.modules:
+        return is_beside_the_script(sys.modules[top])
+    try:
+        found = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return False
+    return found is not None and found.origin is not None and is_beside(found.origin)
 
 
 def add_specs(data: bytes, own: frozenset[str]) -> None:
@@ -130,8 +155,27 @@ def add_specs(data: bytes, own: frozenset[str]) -> None:
     if not data:
         return
     for env_id, spec in pickle.loads(data).items():
-        if env_id not in own:
+        if env_id in own:
+            continue
+        try:
             registry[env_id] = cloudpickle.loads(spec)
+        except Exception as error:  # a package that is not here; it matters only to who makes this id
+            logger.debug("the trainer's %s can't be loaded here: %s", env_id, error)
+            registry[env_id] = EnvSpec(env_id, entry_point=_Unloadable(env_id, str(error)))
+
+
+class _Unloadable:
+    """Entry point of a mirrored id whose code could not be loaded here."""
+
+    def __init__(self, env_id: str, reason: str) -> None:
+        self.env_id = env_id
+        self.reason = reason
+
+    def __call__(self, **_: Any) -> gymnasium.Env:
+        raise NotShippableError(
+            f"the trainer's environment {self.env_id} can't be loaded on this simulator: {self.reason}. Install its "
+            "package there."
+        )
 
 
 def known_ids() -> frozenset[str]:

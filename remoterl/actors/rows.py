@@ -10,7 +10,6 @@ Sources: Gymnasium 1.2 `SyncVectorEnv`, `AsyncVectorEnv`, `AutoresetMode`; Stabl
 from __future__ import annotations
 
 import inspect
-import pickle
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -19,12 +18,24 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import concatenate, create_empty_array
 
 from remoterl.actors.registry import portable_spec
-from remoterl.messages import RemoteMethod, RowError, RowsOpened, RowsReset, RowsStepped, Semantics
-from remoterl.shipping import unship, unshippable_exception
+from remoterl.messages import (
+    RemoteMethod,
+    RemoteObject,
+    RowError,
+    RowsCalled,
+    RowsOpened,
+    RowsReset,
+    RowsStepped,
+    Semantics,
+    Target,
+    encode,
+)
+from remoterl.shipping import ship_exception, unship
 
 
 class RowsError(Exception):
@@ -50,6 +61,11 @@ class Rows(ABC):
     def __len__(self) -> int:
         return len(self.envs)
 
+    @property
+    def num_rows(self) -> int:
+        """Sub-environments, those inside a hosted vector env counted."""
+        return sum(env.num_envs if isinstance(env, VectorEnv) else 1 for env in self.envs)
+
     @abstractmethod
     def reset(
         self, seeds: Sequence[int | None], options: Sequence[dict | None], mask: Sequence[bool] | None
@@ -74,25 +90,40 @@ class Rows(ABC):
             extra={},
         )
 
-    def call(self, rows: Iterable[int], name: str, args: Any, kwargs: Any, call: bool | None, wrappers: bool) -> list:
-        """`get_wrapper_attr(name)` of each row (numbers of the whole vector env), called where asked for."""
+    def call(
+        self, rows: Iterable[int], name: str, arguments: Callable[[], Any], call: bool | None, target: Target
+    ) -> RowsCalled:
+        """Read or call `name` on each row (numbers of the whole vector env); `arguments` makes them anew each time."""
+        arrays: list[list[np.ndarray]] = []
 
         def one(row: int) -> Any:
-            env = self.envs[row]
-            attribute = env.get_wrapper_attr(name) if wrappers else getattr(env.unwrapped, name)
-            return _value(attribute, name, args, kwargs, call)
+            args, kwargs = arguments()
+            value = _value(self._attribute(row, name, target), name, args, kwargs, call)
+            arrays.append([argument for argument in args if isinstance(argument, np.ndarray)])
+            return value
 
-        return self._each(self._local(rows), one)
+        results = self._each(self._local(rows), one)
+        return RowsCalled(results, arrays if any(arrays) else None)
 
-    def set_attribute(self, rows: Sequence[int], name: str, values: Sequence[Any], wrappers: bool) -> None:
-        """`set_wrapper_attr`, or plain `setattr` as SB3 does."""
+    def _attribute(self, row: int, name: str, target: Target) -> Any:
+        env, (first, *path) = self.envs[row], name.split(".")
+        if target is Target.WRAPPERS:
+            attribute = env.get_wrapper_attr(first)
+        else:
+            attribute = getattr(env if target is Target.OUTERMOST else env.unwrapped, first)
+        for step in path:
+            attribute = getattr(attribute, step)
+        return attribute
+
+    def set_attribute(self, rows: Sequence[int], name: str, values: Sequence[Any], target: Target) -> None:
+        """`set_wrapper_attr`, or plain `setattr` on the outermost wrapper (as SB3 does) or the environment."""
 
         def one(row: int) -> None:
-            value = values[rows.index(self.row_numbers[row])]
-            if wrappers:
-                self.envs[row].set_wrapper_attr(name, value)
+            env, value = self.envs[row], values[rows.index(self.row_numbers[row])]
+            if target is Target.WRAPPERS:
+                env.set_wrapper_attr(name, value)
             else:
-                setattr(self.envs[row], name, value)
+                setattr(env if target is Target.OUTERMOST else env.unwrapped, name, value)
 
         self._each(self._local(rows), one)
 
@@ -129,7 +160,7 @@ class Rows(ABC):
         return RowError(
             row=self.row_numbers[row],
             env=spec.id if spec is not None else type(getattr(env, "unwrapped", env)).__name__ if env else "",
-            exception=None if unshippable_exception(error) else pickle.dumps(error),
+            exception=ship_exception(error),
             type_name=type(error).__name__,
             message=str(error),
             traceback="".join(traceback.format_exception(error)),
@@ -303,14 +334,10 @@ class WholeRows(Rows):
             },
         )
 
-    def call(self, rows: Iterable[int], name: str, args: Any, kwargs: Any, call: bool | None, wrappers: bool) -> list:
-        if not isinstance(self.envs[0], VectorEnv):
-            return super().call(rows, name, args, kwargs, call, wrappers)
-
-        def one(row: int) -> Any:
-            return _value(getattr(self.envs[row], name), name, args, kwargs, call)
-
-        return self._each([0], one)
+    def _attribute(self, row: int, name: str, target: Target) -> Any:
+        if isinstance(self.envs[0], VectorEnv):
+            target = Target.OUTERMOST  # a vector env has no get_wrapper_attr
+        return super()._attribute(row, name, target)
 
 
 def open_rows(semantics: Semantics, factories: bytes, rows: Sequence[int], mode: AutoresetMode) -> Rows:
@@ -335,7 +362,23 @@ def open_rows(semantics: Semantics, factories: bytes, rows: Sequence[int], mode:
 def _value(attribute: Any, name: str, args: Any, kwargs: Any, call: bool | None) -> Any:
     if call or (call is None and callable(attribute)):
         return attribute(*args, **kwargs)
-    return RemoteMethod(name) if inspect.isroutine(attribute) else attribute
+    if inspect.isroutine(attribute):
+        return RemoteMethod(name)
+    if isinstance(attribute, EnvSpec):
+        return portable_spec(attribute)
+    if isinstance(attribute, (gymnasium.Env, VectorEnv)) or not _travels(attribute):
+        return RemoteObject(name, type(attribute).__name__)
+    return attribute
+
+
+def _travels(value: Any) -> bool:
+    if isinstance(value, (int, float, str, bytes, np.ndarray, type(None))):
+        return True
+    try:
+        encode(value)
+    except Exception:
+        return False
+    return True
 
 
 def _agreed(values: list[Any]) -> list[Any]:

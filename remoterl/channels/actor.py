@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from remoterl.channels.base import Channel
-from remoterl.errors import EnvRunnerLostError
+from remoterl.errors import EnvRunnerLostError, RemoteRLError
 from remoterl.messages import decode, encode
 
 
@@ -25,20 +25,27 @@ class ActorChannel(Channel):
         self._description = description
 
     def send(self, request: Any) -> Any:
+        import ray
+
+        payload = encode(request)
+        self._require_connection()
         try:
-            return self._actor.handle.remote(encode(request))
-        except Exception as error:  # Ray Client raises several types of its own once it is disconnected
-            raise self._lost(error) from error
+            return self._actor.handle.remote(payload)
+        except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
+            raise self._gone(error) from error
 
     def receive(self, ticket: Any, timeout_s: float | None = None) -> Any:
         import ray
 
+        self._require_connection()
         try:
-            return decode(ray.get(ticket, timeout=timeout_s))
+            return self._decode(ray.get(ticket, timeout=timeout_s))
         except ray.exceptions.GetTimeoutError as error:
-            raise TimeoutError(f"no answer from the {self._description} within {timeout_s} s") from error
+            raise self._late(timeout_s) from error
+        except ray.exceptions.RayTaskError as error:  # the actor lives: a fault of our own in its answer
+            raise RemoteRLError(f"The {self._description} could not answer: {error}") from error
         except (ray.exceptions.RayError, ConnectionError) as error:
-            raise self._lost(error) from error
+            raise self._gone(error) from error
 
     @classmethod
     def receive_all(
@@ -46,12 +53,37 @@ class ActorChannel(Channel):
     ) -> list[Any]:
         import ray
 
+        first = channels[0]
+        assert isinstance(first, ActorChannel)
+        first._require_connection()
         try:  # one request to Ray for all of them: through Ray Client each is a round trip
-            return [decode(reply) for reply in ray.get(list(tickets), timeout=timeout_s)]
+            replies = ray.get(list(tickets), timeout=timeout_s)
+        except ray.exceptions.GetTimeoutError as error:
+            raise first._late(timeout_s) from error
         except (ray.exceptions.RayError, ConnectionError):  # whose was it? ask one by one
             return super().receive_all(channels, tickets, timeout_s)
+        return [first._decode(reply) for reply in replies]
 
-    def _lost(self, error: Exception) -> EnvRunnerLostError:
+    def _decode(self, reply: bytes) -> Any:
+        try:
+            return decode(reply)
+        except ImportError as error:
+            raise RemoteRLError(
+                f"What an environment on the {self._description} returned is of a class that this machine cannot "
+                f"import ({error}). Install its package here, or let the environment return plain data."
+            ) from error
+
+    def _require_connection(self) -> None:
+        import ray
+
+        if not ray.is_initialized():  # otherwise Ray would start a cluster of its own on this machine
+            raise self._gone(ConnectionError("this process is no longer connected to Ray"))
+
+    def _late(self, timeout_s: float | None) -> TimeoutError:
+        return TimeoutError(f"no answer from the {self._description} (or its peers) within {timeout_s} s")
+
+    def _gone(self, error: Exception) -> EnvRunnerLostError:
+        self.lost = True
         return EnvRunnerLostError(
             f"The {self._description} is lost ({type(error).__name__}); its environments are gone with it. "
             "Look at that simulator's output for the reason; make the vector env again to go on."

@@ -15,6 +15,7 @@ class Channel(ABC):
     """
 
     name: str
+    lost = False  # set once the env runner turned out to be gone
 
     @abstractmethod
     def send(self, request: Any) -> Any:

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from remoterl.cli import demo, simulate, status
+from remoterl.cli import demo, run, simulate, status
 
 app = typer.Typer(
     name="remoterl",
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.command("simulate")(simulate.simulate)
 app.command("status")(status.status)
+app.command("run", context_settings=run.CONTEXT)(run.run)
 app.command("demo")(demo.demo)
 
 

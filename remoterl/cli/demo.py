@@ -63,7 +63,12 @@ def private_cluster(console: Any, simulators: int = 2) -> Iterator[str]:
                         command += ["--address", address] if address else []
                         processes.append(
                             subprocess.Popen(
-                                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+                                command,
+                                env=environment,
+                                stdin=subprocess.DEVNULL,
+                                stdout=log,
+                                stderr=subprocess.STDOUT,
+                                start_new_session=True,  # a terminal's Ctrl-C is ours: we end them in order
                             )
                         )
                     _wait_for_line(processes[-1], Path(folder, f"simulator-{number}.log"), "is up")

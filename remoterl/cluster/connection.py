@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -59,9 +61,13 @@ def connect(
     """
     open_connection = _existing(address if address_was_argument else None)
     if open_connection is not None:
+        if runtime_env:
+            logger.warning("runtime_env is left out: the Ray connection was open before remoterl.init().")
         return open_connection
     if address is not None and address.kind == "local":
         return _start_private(local_units, runtime_env)
+    from ray.util.debug import log_once
+
     deadline = time.monotonic() + timeout_s
     if address is None or address.kind == "auto":
         found = find_running(deadline)
@@ -91,6 +97,9 @@ def connect(
         undo_key()
         raise
     kind: Kind = "client" if address.kind == "client" else "driver"
+    if kind == "client":
+        # Its warning that many megabytes were sent in calls is for tasks that should be batched; ours are.
+        log_once("client_communication_overhead")
 
     def close() -> None:
         _ray_shutdown()
@@ -133,13 +142,33 @@ def _existing(asked: Address | None) -> Connection | None:
         open_kind, open_target = "gcs", ray.get_runtime_context().gcs_address
         context = ray.init(ignore_reinit_error=True)
     here = f"ray://{open_target}" if open_kind == "client" else open_target
-    different = asked is not None and asked.kind != "auto" and (asked.kind, asked.target) != (open_kind, open_target)
-    if different:
+    if asked is not None and asked.kind != "auto" and not _same_place(asked, open_kind, open_target):
         raise ConfigurationError(
             f"Ray is already connected to {here}, but address={str(asked)!r} asks for another cluster. "
             "Leave the address out to use the open connection, or call ray.shutdown() first."
         )
     return Connection("existing", here, context, lambda: None)
+
+
+def _same_place(asked: Address, open_kind: str, open_target: str) -> bool:
+    """Is it the address of the open connection, under whatever name of the host?"""
+    host, _, port = open_target.rpartition(":")
+    if asked.kind != open_kind or asked.port != int(port):
+        return False
+    try:
+        ours, theirs = (
+            {info[4][0] for info in socket.getaddrinfo(name, None)} for name in (asked.host, host.strip("[]"))
+        )
+    except OSError:
+        return asked.host == host
+    local = any(ipaddress.ip_address(str(ip).split("%")[0]).is_loopback for ip in ours)
+    return bool(ours & theirs) or (local and bool(theirs & _own_addresses()))
+
+
+def _own_addresses() -> set[Any]:
+    from ray.util import get_node_ip_address
+
+    return {"127.0.0.1", "::1", get_node_ip_address()}
 
 
 def _client_context() -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from gymnasium.vector import AutoresetMode
@@ -37,6 +39,22 @@ class Backend(Protocol):
 
 
 _backend: Backend | None = None
+_thread = threading.local()
+
+
+@contextmanager
+def building_locally() -> Iterator[None]:
+    """What is made in here, in this thread, is made as if there were no session."""
+    before, _thread.local = getattr(_thread, "local", False), True
+    try:
+        yield
+    finally:
+        _thread.local = before
+
+
+def is_local() -> bool:
+    """Is this thread `building_locally`?"""
+    return getattr(_thread, "local", False)
 
 
 def set_backend(backend: Backend | None) -> None:

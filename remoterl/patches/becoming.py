@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode
 
 from remoterl._logging import logger
 from remoterl.messages import Semantics
-from remoterl.patches.backend import backend
+from remoterl.patches.backend import backend, building_locally, is_local
 from remoterl.shipping import StaysLocal
 
 
@@ -32,15 +32,22 @@ def becoming_remote(
         bound.apply_defaults()
         arguments = bound.arguments
         mode = AutoresetMode(arguments.get("autoreset_mode", AutoresetMode.NEXT_STEP))
-        if not env_fns or arguments.get("worker") is not None:  # an own worker replaces what we would replace
-            return original(self, env_fns, *args, **kwargs)
+        own_worker = arguments.get("worker") is not None  # it replaces what we would replace
+        if is_local() or own_worker or not env_fns:
+            with building_locally():
+                return original(self, env_fns, *args, **kwargs)
         try:
             core = backend().open(env_fns, semantics, mode)
         except StaysLocal as reason:
             say_local(local_class.__name__, reason)
-            return original(self, env_fns, *args, **kwargs)
+            with building_locally():
+                return original(self, env_fns, *args, **kwargs)
         _become(self, local_class, remote_class)
-        remote_class.__init__(self, core, arguments)
+        try:
+            remote_class.__init__(self, core, arguments)
+        except BaseException:
+            core.close()
+            raise
         return None
 
     return __init__

@@ -12,8 +12,9 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 from remoterl.actors.registry import with_local_code
+from remoterl.errors import UnsupportedError
 from remoterl.messages import Semantics
-from remoterl.patches.backend import backend
+from remoterl.patches.backend import backend, building_locally, is_local
 from remoterl.patches.base import Patch, original_function
 from remoterl.patches.becoming import becoming_remote, say_local
 from remoterl.shipping import StaysLocal
@@ -44,7 +45,8 @@ def remote_make(
         return RemoteEnv(backend().open([factory], Semantics.SINGLE, env_id=_id_of(id)))
     except StaysLocal as reason:
         say_local(f"gymnasium.make({_id_of(id)!r})", reason)
-        return local(registration.make)(id, max_episode_steps, disable_env_checker, **kwargs)
+        with building_locally():
+            return local(registration.make)(id, max_episode_steps, disable_env_checker, **kwargs)
 
 
 class MakeEnv:
@@ -77,9 +79,12 @@ def remote_make_vec(
     kwargs: dict[str, Any],
 ) -> gymnasium.vector.VectorEnv:
     """`gymnasium.make_vec` as it is, with the simulators' EnvSpec, and custom vector envs hosted remotely."""
-    spec = backend().find_spec(id) if isinstance(id, str) else id
-    if isinstance(spec, EnvSpec):
-        spec = with_local_code(spec)
+    if is_local():
+        return local(registration.make_vec)(id, num_envs, vectorization_mode, vector_kwargs, wrappers, **kwargs)
+    _refuse_human_rendering(kwargs)
+    spec: Any = with_local_code(id) if isinstance(id, EnvSpec) else id
+    if isinstance(id, str):
+        spec = backend().find_spec(id)
     if isinstance(spec, EnvSpec) and spec.vector_entry_point is not None:
         spec = copy.copy(spec)
         entry_point, spec.vector_entry_point = spec.vector_entry_point, _HostVectorEnv(id)
@@ -126,6 +131,15 @@ def _sync_init(original: Callable[..., None]) -> Callable[..., None]:
 
 def _async_init(original: Callable[..., None]) -> Callable[..., None]:
     return becoming_remote(original, AsyncVectorEnv, RemoteAsyncVectorEnv, Semantics.GYMNASIUM_ASYNC)
+
+
+def _refuse_human_rendering(kwargs: dict[str, Any]) -> None:
+    if kwargs.get("render_mode") == "human":
+        raise UnsupportedError(
+            "render_mode='human' would open its window on the simulator, where nobody looks. Take "
+            "render_mode='rgb_array' and show or record the frames here (gymnasium.wrappers.RecordVideo, "
+            "HumanRendering)."
+        )
 
 
 def local(function: Any) -> Callable[..., Any]:

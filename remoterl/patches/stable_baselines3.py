@@ -1,4 +1,4 @@
-"""Stable-Baselines3: `DummyVecEnv` and `SubprocVecEnv`; `make_vec_env` and `make_atari_env` build on them.
+"""Stable-Baselines3: `DummyVecEnv`, `SubprocVecEnv`, and `make_vec_env`; `make_atari_env` builds on them.
 
 Imports Stable-Baselines3, so it is imported itself only once the script has done so.
 """
@@ -6,11 +6,15 @@ Imports Stable-Baselines3, so it is imported itself only once the script has don
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
+from typing import Any, cast
 
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+from stable_baselines3.common import env_util
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from remoterl.messages import Semantics
-from remoterl.patches.base import Patch
+from remoterl.patches.backend import is_local
+from remoterl.patches.base import Patch, original_function
 from remoterl.patches.becoming import becoming_remote
 from remoterl.vector.sb3 import RemoteDummyVecEnv, RemoteSubprocVecEnv
 
@@ -23,7 +27,46 @@ def _subproc_init(original: Callable[..., None]) -> Callable[..., None]:
     return becoming_remote(original, SubprocVecEnv, RemoteSubprocVecEnv, Semantics.SB3_SUBPROC)
 
 
+def _make_vec_env_code(  # type: ignore[no-untyped-def]
+    env_id,
+    n_envs=1,
+    seed=None,
+    start_index=0,
+    monitor_dir=None,
+    wrapper_class=None,
+    env_kwargs=None,
+    vec_env_cls=None,
+    vec_env_kwargs=None,
+    monitor_kwargs=None,
+    wrapper_kwargs=None,
+):
+    # Runs with the globals of stable_baselines3.common.env_util.
+    arguments = dict(locals())
+    from remoterl.patches.stable_baselines3 import remote_make_vec_env
+
+    return remote_make_vec_env(**arguments)
+
+
+def remote_make_vec_env(**arguments: Any) -> VecEnv:
+    """`make_vec_env` as it is, but that `monitor_dir` is a folder on the trainer's machine."""
+    original = original_function(cast(FunctionType, env_util.make_vec_env), _make_vec_env_original)
+    folder = arguments["monitor_dir"]
+    if folder is None or is_local():
+        return original(**arguments)
+    vec_env = original(**{**arguments, "monitor_dir": None})
+    if not isinstance(vec_env, (RemoteDummyVecEnv, RemoteSubprocVecEnv)):  # a class of the script's, or kept local
+        vec_env.close()
+        return original(**arguments)
+    options = arguments["monitor_kwargs"] or {}
+    extra_keys = tuple(options.get("reset_keywords", ())) + tuple(options.get("info_keywords", ()))
+    vec_env.keep_logs(folder, arguments["start_index"], extra_keys, options.get("override_existing", True))
+    return vec_env
+
+
+_make_vec_env_original = env_util.make_vec_env.__code__
+
 TABLE = (
+    Patch("stable_baselines3.common.env_util", "make_vec_env", "code", _make_vec_env_code),
     Patch("stable_baselines3.common.vec_env.dummy_vec_env", "DummyVecEnv", "init", _dummy_init),
     Patch("stable_baselines3.common.vec_env.subproc_vec_env", "SubprocVecEnv", "init", _subproc_init),
 )

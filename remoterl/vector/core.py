@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from remoterl import messages as m
 from remoterl._logging import logger
 from remoterl.channels.base import Channel
-from remoterl.errors import NotShippableError, RemoteEnvError, RemoteRLError, RemoteTraceback
-from remoterl.shipping import ship
+from remoterl.errors import NotShippableError, RemoteEnvError, RemoteRLError, RemoteTraceback, UnsupportedError
+from remoterl.shipping import StaysLocal
+from remoterl.shipping import ship as ship_or_signal
 
 _vector_ids = itertools.count(1)
 T = TypeVar("T")
@@ -163,11 +166,11 @@ class VectorCore:
 
     def step(self, actions: Any) -> list[Any]:
         """Send a step; `actions` has one action a row and can be sliced. Returns the tickets."""
-        return self.scatter([m.StepRows(self._id, actions[rows.start : rows.stop]) for rows in self.ranges])
+        return self.scatter([m.StepRows(self._id, m.pack(actions[rows.start : rows.stop])) for rows in self.ranges])
 
     def step_whole(self, action: Any) -> list[Any]:
         """Send a step to the only row (`SINGLE`, `HOSTED`), the action as it is."""
-        return self.scatter([m.StepRows(self._id, action)])
+        return self.scatter([m.StepRows(self._id, m.pack(action))])
 
     # ---- everything that is not a step ---------------------------------------------------------------------
 
@@ -187,34 +190,45 @@ class VectorCore:
         kwargs: Any = None,
         call: bool | None = None,
         rows: Sequence[int] | None = None,
-        through_wrappers: bool = True,
+        target: m.Target = m.Target.WRAPPERS,
     ) -> list[Any]:
-        """Call or read `name` on some rows (None: all); one result a row asked, in the order asked."""
-        arguments = ship((args, kwargs or {}))
-        return self._ask(rows, lambda asked: m.CallRows(self._id, asked, name, arguments, call, through_wrappers))
+        """Call or read `name` on some rows (None: all); one result a row asked, in the order asked.
 
-    def read(self, name: str, rows: Sequence[int] | None = None, through_wrappers: bool = True) -> list[Any]:
-        """Read an attribute of some rows (None: all); a method arrives as a function that calls it there."""
+        What a call writes into an array among `args` is written here too, where one row was asked.
+        """
+        arguments = ship((args, kwargs or {}))
+
+        def write_back(reply: m.RowsCalled) -> None:
+            if reply.arrays is not None and len(reply.arrays) == 1:
+                ours = [argument for argument in args if isinstance(argument, np.ndarray)]
+                for array, theirs in zip(ours, reply.arrays[0], strict=True):
+                    if array.flags.writeable:
+                        array[...] = theirs
+
+        return self._ask(rows, lambda asked: m.CallRows(self._id, asked, name, arguments, call, target), write_back)
+
+    def read(self, name: str, rows: Sequence[int] | None = None, target: m.Target = m.Target.WRAPPERS) -> list[Any]:
+        """Read an attribute of some rows (None: all).
+
+        A method arrives as a function that calls it there; what can't be pickled as a `RemoteAttribute`.
+        """
         asked = list(range(self.num_rows)) if rows is None else list(rows)
-        values = self.call(name, call=False, rows=asked, through_wrappers=through_wrappers)
-        return [
-            self._method(name, row, through_wrappers) if isinstance(value, m.RemoteMethod) else value
-            for row, value in zip(asked, values, strict=True)
-        ]
+        values = self.call(name, call=False, rows=asked, target=target)
+        return [self._as_read(value, row, target) for row, value in zip(asked, values, strict=True)]
 
     def set_attribute(
         self,
         name: str,
         values: Sequence[Any],
         rows: Sequence[int] | None = None,
-        through_wrappers: bool = True,
+        target: m.Target = m.Target.WRAPPERS,
     ) -> None:
         """Set an attribute on some rows (None: all), one value a row asked."""
-        asked_rows = list(range(self.num_rows)) if rows is None else list(rows)
+        asked_rows = list(range(self.num_rows)) if rows is None else [self._row(row) for row in rows]
         by_row = dict(zip(asked_rows, values, strict=True))
         self._ask(
             asked_rows,
-            lambda asked: m.SetAttribute(self._id, asked, name, ship([by_row[row] for row in asked]), through_wrappers),
+            lambda asked: m.SetAttribute(self._id, asked, name, ship([by_row[row] for row in asked]), target),
         )
 
     def is_wrapped(self, wrapper_class: type, rows: Sequence[int] | None = None) -> list[bool]:
@@ -237,14 +251,22 @@ class VectorCore:
         Raises:
             Exception: what an environment's own `close` raised.
         """
+        self.await_close(self.send_close(), None if timeout_s is None else time.monotonic() + timeout_s)
+
+    def send_close(self) -> list[tuple[RunnerLink, Any]]:
+        """The first half of `close`: tell every env runner, wait for none."""
         if self._closed:
-            return
+            return []
         self._closed = True
         if self._finalizer is None or not self._finalizer.detach():
-            return
-        tickets = forget(self._id, self._parts)
+            return []
+        return forget(self._id, self._parts)
+
+    def await_close(self, tickets: Sequence[tuple[RunnerLink, Any]], deadline: float | None) -> None:
+        """The second half of `close`; raises as it does."""
         errors = []
         for runner, ticket in tickets:
+            timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
                 reply = runner.channel.receive(ticket, timeout_s)
             except (RemoteRLError, TimeoutError) as error:
@@ -261,7 +283,12 @@ class VectorCore:
         if self._finalizer is not None:
             self._finalizer.detach()
 
-    def _ask(self, rows: Sequence[int] | None, request: Callable[[tuple[int, ...]], Any]) -> list[Any]:
+    def _ask(
+        self,
+        rows: Sequence[int] | None,
+        request: Callable[[tuple[int, ...]], Any],
+        look_at: Callable[[Any], None] | None = None,
+    ) -> list[Any]:
         self.find_errors()
         asked_rows = list(range(self.num_rows)) if rows is None else [self._row(row) for row in rows]
         wanted = set(asked_rows)
@@ -279,21 +306,43 @@ class VectorCore:
                 errors += [(runner, error) for error in reply.errors]
             else:
                 by_row.update(zip(asked, reply.results, strict=False))
+                if look_at is not None:
+                    look_at(reply)
         if errors:
             raise RowsRaised(errors).to_raise(self._name)
         return [by_row.get(row) for row in asked_rows]
 
-    def _method(self, name: str, row: int, through_wrappers: bool) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return self.call(name, args, kwargs, True, [row], through_wrappers)[0]
+    def _as_read(self, value: Any, row: int, target: m.Target) -> Any:
+        if isinstance(value, m.RemoteObject):
+            return RemoteAttribute(self, value, row, target)
+        if not isinstance(value, m.RemoteMethod):
+            return value
 
-        call.__name__ = call.__qualname__ = name
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return self.call(value.name, args, kwargs, True, [row], target)[0]
+
+        call.__name__ = call.__qualname__ = value.name
         return call
 
     def _row(self, row: int) -> int:
         if not -self.num_rows <= row < self.num_rows:
             raise IndexError(f"row {row} asked of a vector env with {self.num_rows} rows")
         return row % self.num_rows
+
+
+class RemoteAttribute:
+    """An object in a remote environment that can't be pickled; its attributes and methods are asked for there."""
+
+    def __init__(self, core: VectorCore, what: m.RemoteObject, row: int, target: m.Target) -> None:
+        self._core, self._what, self._row, self._target = core, what, row, target
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._core.read(f"{self._what.name}.{name}", [self._row], self._target)[0]
+
+    def __repr__(self) -> str:
+        return f"<remote {self._what.type_name} {self._what.name!r} of row {self._row}>"
 
 
 def forget(vector_id: int, parts: Sequence[tuple[RunnerLink, range]]) -> list[tuple[RunnerLink, Any]]:
@@ -346,6 +395,20 @@ def _rebuilt(error: m.RowError) -> BaseException | None:
     except Exception as reason:
         logger.debug("the exception %s can't be rebuilt here: %s", error.type_name, reason)
         return None
+
+
+def ship(value: Any) -> bytes:
+    """Ship arguments and values of a call.
+
+    Raises:
+        UnsupportedError: they can't leave this process.
+    """
+    try:
+        return ship_or_signal(value)
+    except StaysLocal as error:
+        raise UnsupportedError(
+            f"The arguments of a call to a remote environment can't be sent there: {error}"
+        ) from None
 
 
 def _who(error: m.RowError, name: str) -> str:

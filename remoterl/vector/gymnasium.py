@@ -11,14 +11,18 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError
+from gymnasium import logger
+from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, CustomSpaceError, NoAsyncCallError
 from gymnasium.spaces.utils import is_space_dtype_shape_equiv
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.async_vector_env import AsyncState
-from gymnasium.vector.utils import batch_differing_spaces, batch_space, iterate
+from gymnasium.vector.utils import batch_differing_spaces, batch_space, create_shared_memory, iterate
 
+from remoterl.errors import SpaceMismatchError
+from remoterl.messages import Target
 from remoterl.vector import batches
 from remoterl.vector.core import VectorCore
+from remoterl.vector.row_view import RowView
 
 
 class _RemoteRows(VectorEnv):
@@ -77,28 +81,27 @@ class _RemoteRows(VectorEnv):
     def _check_spaces(self) -> None:
         for row, space in enumerate(self._spaces_of_rows("observation_spaces")):
             if self.observation_mode == "same" and space != self.single_observation_space:
-                raise self._space_error(
+                raise SpaceMismatchError(
                     f"{self._local_name}(..., observation_mode='same') however the sub-environments observation "
                     f"spaces are not equivalent. single_observation_space={self.single_observation_space}, "
                     f"observation space of sub-environment {row}={space}. If this is intentional, use "
                     "`observation_mode='different'` instead."
                 )
             if self.observation_mode != "same" and not is_space_dtype_shape_equiv(space, self.single_observation_space):
-                raise self._space_error(
+                raise SpaceMismatchError(
                     f"{self._local_name}(..., observation_mode='different' or custom space) however the "
                     "sub-environments observation spaces do not share a common shape and dtype, "
                     f"single_observation_space={self.single_observation_space}, sub-environment {row}={space}"
                 )
         for row, space in enumerate(self._spaces_of_rows("action_spaces")):
             if space != self.single_action_space:
-                raise self._space_error(
+                raise SpaceMismatchError(
                     f"Sub-environment {row} has an action space different from the first one's, "
                     f"action_space={space}, single_action_space={self.single_action_space}. In order to batch "
                     "actions, the action spaces from all environments must be equal."
                 )
 
     _local_name: str
-    _space_error: type[Exception]
 
     # ---- sending and receiving -----------------------------------------------------------------------------
 
@@ -204,10 +207,15 @@ class RemoteSyncVectorEnv(_RemoteRows, SyncVectorEnv):
     """
 
     _local_name = "SyncVectorEnv"
-    _space_error = AssertionError
 
     def __init__(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
         self._attach(core, arguments)
+        self._views = [RowView(core, row, Target.WRAPPERS) for row in range(self.num_envs)]
+
+    @property
+    def envs(self) -> list[gymnasium.Env]:  # type: ignore[override]
+        """A view of each sub-environment, in which attributes and methods are remote."""
+        return self._views
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self._assert_is_running()
@@ -233,12 +241,14 @@ class RemoteAsyncVectorEnv(_RemoteRows, AsyncVectorEnv):
     """An `AsyncVectorEnv` whose rows step on env runners; `step_async` and its kin as the local class has them."""
 
     _local_name = "AsyncVectorEnv"
-    _space_error = RuntimeError
 
     def __init__(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
         self._state = AsyncState.DEFAULT
         self._tickets: list[Any] = []
+        context = multiprocessing.get_context(arguments["context"])  # raises for an unknown one, as locally
         self._attach(core, arguments)
+        if arguments["shared_memory"]:
+            _refuse_spaces_that_no_memory_can_share(self.single_observation_space, context)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self.reset_async(seed=seed, options=options)
@@ -293,8 +303,9 @@ class RemoteAsyncVectorEnv(_RemoteRows, AsyncVectorEnv):
     def close_extras(  # type: ignore[override]
         self, timeout: float | None = None, terminate: bool = False
     ) -> None:
-        self._tickets = []
-        self._state = AsyncState.DEFAULT
+        if self._state != AsyncState.DEFAULT:
+            logger.warn(f"Calling `close` while waiting for a pending call to `{self._state.value}` to complete.")
+        self._tickets, self._state = [], AsyncState.DEFAULT
         self._core.close(0.0 if terminate else timeout)
 
     def _begin(self, call: str) -> None:
@@ -315,9 +326,35 @@ class RemoteAsyncVectorEnv(_RemoteRows, AsyncVectorEnv):
         try:
             return receive(tickets, timeout)
         except TimeoutError as error:
+            if getattr(error, "remote_rows", None) is not None:  # an environment's own
+                raise
             raise multiprocessing.TimeoutError(
                 f"The call to `{state.value}_wait` has timed out after {timeout} second(s)."
             ) from error
+        except Exception as error:
+            _log_as_the_local_class_does(error)
+            raise
+
+
+def _refuse_spaces_that_no_memory_can_share(space: gymnasium.Space, context: Any) -> None:
+    """`AsyncVectorEnv(shared_memory=True)` refuses some spaces; a script may count on that."""
+    try:
+        create_shared_memory(space, n=1, ctx=context)
+    except CustomSpaceError as error:
+        raise ValueError(
+            "Using `AsyncVector(..., shared_memory=True)` caused an error, you can disable this feature with "
+            "`shared_memory=False` however this is slower."
+        ) from error
+
+
+def _log_as_the_local_class_does(error: Exception) -> None:
+    raised = getattr(error, "remote_rows", None)
+    if raised is None:
+        return
+    for _, row_error in raised.errors:
+        logger.error(f"Received the following error from Worker-{row_error.row} - Shutting it down")
+        logger.error(row_error.traceback)
+    logger.error("Raising the last exception back to the main process.")
 
 
 def _check_mask(mask: Any, num_envs: int) -> None:

@@ -6,6 +6,8 @@ Imported only where the script has Stable-Baselines3. Source of every rule: Stab
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -14,11 +16,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.monitor import ResultsWriter
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from stable_baselines3.common.vec_env.util import obs_space_info
 
 from remoterl.errors import RemoteRLError
+from remoterl.messages import Target
 from remoterl.vector.core import VectorCore
+from remoterl.vector.row_view import RowView
 
 
 class _RemoteRows(VecEnv):
@@ -33,7 +38,6 @@ class _RemoteRows(VecEnv):
         self.waiting = False  # was `step_async` called, and `step_wait` not yet?
         distinct = sum(opened.distinct for opened in core.opened)
         if distinct != core.num_rows:
-            core.close()
             raise ValueError(
                 "You tried to create multiple environments, but the function to create them returned the same "
                 "instance instead of creating different objects. Replace `lambda: env` by a function that creates "
@@ -43,6 +47,7 @@ class _RemoteRows(VecEnv):
         VecEnv.__init__(self, core.num_rows, first.observation_spaces[0], first.action_spaces[0])
         self.closed = False
         self.keys, _, _ = obs_space_info(self.observation_space)
+        self._logs: list[ResultsWriter] = []  # of `make_vec_env(monitor_dir=...)`, one a row, on this machine
 
     def reset(self) -> Any:
         self._assert_is_running()
@@ -76,6 +81,8 @@ class _RemoteRows(VecEnv):
         for rows, reply in zip(self._core.ranges, replies, strict=True):
             for local_row, info, _ in reply.infos:
                 infos[rows.start + local_row] = info
+                if self._logs and "episode" in info:
+                    self._logs[rows.start + local_row].write_row(info["episode"])
             for local_row, info in reply.reset_infos:
                 self.reset_infos[rows.start + local_row] = info
         rewards = np.concatenate([reply.rewards for reply in replies])
@@ -86,7 +93,23 @@ class _RemoteRows(VecEnv):
         if not self.closed:
             self.closed = True
             self._tickets, self.waiting = None, False
+            for log in self._logs:
+                log.close()
             self._core.close()
+
+    def keep_logs(self, folder: str, start_index: int, extra_keys: tuple[str, ...], override_existing: bool) -> None:
+        """Write the episodes of each row's Monitor to `folder` on this machine, as SB3's Monitor would."""
+        os.makedirs(folder, exist_ok=True)
+        specs, starts = self._core.read("spec"), self._core.read("t_start")
+        self._logs = [
+            ResultsWriter(
+                os.path.join(folder, str(start_index + row)),
+                header={"t_start": starts[row], "env_id": str(specs[row].id if specs[row] is not None else None)},
+                extra_keys=extra_keys,
+                override_existing=override_existing,
+            )
+            for row in range(self.num_envs)
+        ]
 
     def _infos(self, infos: list[dict[str, Any]]) -> Any:
         return infos
@@ -114,7 +137,7 @@ class _RemoteRows(VecEnv):
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
         self._assert_is_running()
         rows = self._rows(indices)
-        self._core.set_attribute(attr_name, [value] * len(rows), rows, through_wrappers=False)
+        self._core.set_attribute(attr_name, [value] * len(rows), rows, Target.OUTERMOST)
 
     def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
         self._assert_is_running()
@@ -154,12 +177,22 @@ class RemoteDummyVecEnv(_RemoteRows, DummyVecEnv):
     def __init__(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
         super().__init__(core, arguments)
         self.metadata = dict(core.opened[0].metadata)
+        self._views = [RowView(core, row, Target.WRAPPERS) for row in range(self.num_envs)]
+
+    @property
+    def envs(self) -> list[gymnasium.Env]:  # type: ignore[override]
+        """A view of each environment, in which attributes and methods are remote."""
+        return self._views
 
 
 class RemoteSubprocVecEnv(_RemoteRows, SubprocVecEnv):
     """A `SubprocVecEnv` whose environments step on env runners: arrays as the environments made them."""
 
     _local_name = "SubprocVecEnv"
+
+    def __init__(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
+        multiprocessing.get_context(arguments["start_method"])  # raises for an unknown one, as locally
+        super().__init__(core, arguments)
 
     def step_wait(self) -> Any:
         if not isinstance(self.reset_infos, list):

@@ -8,15 +8,19 @@ import gymnasium
 from gymnasium.error import ClosedEnvironmentError
 from gymnasium.vector import VectorEnv
 
+from remoterl.messages import Target
 from remoterl.vector.core import VectorCore
+from remoterl.vector.row_view import RowView
 
 
 class RemoteEnv(gymnasium.Env):
     """A `gymnasium.Env` that lives on an env runner, the wrappers of its spec included.
 
-    What `reset` and `step` return are the very Python types that the environment made. Attributes and
-    methods of the environment are read and called remotely.
+    What `reset` and `step` return are the very Python types that the environment made. Attributes are read
+    and set, methods called, in the environment; `unwrapped` is a view of the environment under its wrappers.
     """
+
+    _OWN = frozenset({"observation_space", "action_space", "metadata", "render_mode", "spec"})
 
     def __init__(self, core: VectorCore) -> None:
         self._core = core
@@ -27,6 +31,7 @@ class RemoteEnv(gymnasium.Env):
         self.render_mode = opened.render_modes[0]
         self.spec = opened.spec
         self._description = opened.description
+        self._unwrapped = RowView(core, 0, Target.UNWRAPPED)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """As `gymnasium.Env.reset`."""
@@ -49,48 +54,66 @@ class RemoteEnv(gymnasium.Env):
         """Close the environment and free its row. May be called twice."""
         self._core.close()
 
+    @property
+    def unwrapped(self) -> gymnasium.Env:
+        """The environment under all its wrappers, remote as well."""
+        return self._unwrapped
+
     def get_wrapper_attr(self, name: str) -> Any:
         """The attribute of the outermost wrapper (or environment) that has it; a method can be called."""
-        return self._remote_attribute(name)
+        return self.__dict__[name] if name in self.__dict__ else self._read(name, Target.WRAPPERS)
 
     def has_wrapper_attr(self, name: str) -> bool:
         """Has any wrapper, or the environment, this attribute?"""
+        self._assert_is_running()
         return name in self.__dict__ or self._core.call("has_wrapper_attr", (name,), call=True)[0]
 
     def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
         """Set the attribute where it is found."""
+        self._assert_is_running()
         return self._core.call("set_wrapper_attr", (name, value), {"force": force}, call=True)[0]
 
     @property
     def np_random_seed(self) -> int:
         """The seed that the environment was last reset with."""
-        return self._core.read("np_random_seed")[0]
+        return self._read("np_random_seed", Target.WRAPPERS)
 
     @property
     def np_random(self) -> Any:
         """A copy of the environment's random number generator."""
-        return self._core.read("np_random")[0]
+        return self._read("np_random", Target.WRAPPERS)
 
     @np_random.setter
     def np_random(self, value: Any) -> None:
-        self._core.set_attribute("np_random", [value])
+        self._write("np_random", value, Target.UNWRAPPED)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "_core" not in self.__dict__:
             raise AttributeError(name)
-        return self._remote_attribute(name)
+        return self._read(name, Target.WRAPPERS)
 
-    def _remote_attribute(self, name: str) -> Any:
-        if name in self.__dict__:
-            return self.__dict__[name]
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._OWN or name.startswith("_") or isinstance(getattr(type(self), name, None), property):
+            super().__setattr__(name, value)
+        else:
+            self._write(name, value, Target.OUTERMOST)
+
+    def _read(self, name: str, target: Target) -> Any:
         self._assert_is_running()
-        return self._core.read(name)[0]
+        return self._core.read(name, target=target)[0]
+
+    def _write(self, name: str, value: Any, target: Target) -> None:
+        self._assert_is_running()
+        self._core.set_attribute(name, [value], target=target)
 
     def _assert_is_running(self) -> None:
         if self._core.closed:
             raise ClosedEnvironmentError(
                 f"Trying to operate on {self}, after a call to `close()` (or the end of its session)."
             )
+
+    def __reduce__(self) -> Any:
+        raise TypeError(f"{self} lives on a simulator and can't be pickled or copied.")
 
     def __str__(self) -> str:
         return f"<RemoteEnv{self._description}>"

@@ -154,7 +154,9 @@ def test_an_existing_env_is_wrapped_where_it_lives(trainer: str) -> None:
     assert vec.envs[0] is live
     model = PPO("MlpPolicy", gym.make("CartPole-v1"), n_steps=64, device="cpu")
     model.learn(64)
-    assert isinstance(model.get_env().envs[0].unwrapped, RemoteEnv)
+    assert isinstance(model.get_env().envs[0].env, RemoteEnv)
+    several = [gym.make("CartPole-v1") for _ in range(3)]
+    assert DummyVecEnv([lambda env=env: env for env in several]).envs == several
 
 
 def test_subclasses_and_isinstance(trainer: str) -> None:

@@ -10,7 +10,7 @@ import gymnasium as gym
 import pytest
 
 from remoterl.errors import NotShippableError, UnsupportedError
-from remoterl.shipping import StaysLocal, is_beside_the_script, ship, unship, unshippable_exception
+from remoterl.shipping import StaysLocal, is_beside_the_script, ship, ship_exception, unship
 
 
 def in_another_process(data: bytes, tmp_path: Path, expression: str) -> str:
@@ -74,5 +74,5 @@ def test_a_missing_module_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_exceptions_that_do_not_survive() -> None:
-    assert not unshippable_exception(ValueError("x"))
-    assert unshippable_exception(envs.UnpicklableError("x"))
+    assert ship_exception(ValueError("x")) is not None
+    assert ship_exception(envs.UnpicklableError("x")) is None

@@ -1,0 +1,56 @@
+"""`remoterl run`: an unmodified script becomes a trainer, as `torchrun` does it."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from remoterl.cli.options import Address, Timeout
+
+# Everything behind the script's name is the script's own.
+CONTEXT = {"allow_interspersed_args": False}
+
+
+def run(
+    script: Annotated[str, typer.Argument(help="The script, or with -m the module.", metavar="SCRIPT")],
+    arguments: Annotated[list[str] | None, typer.Argument(help="Handed to the script as they are.")] = None,
+    module: Annotated[bool, typer.Option("-m", help="SCRIPT is a module, as `python -m` takes it.")] = False,
+    address: Address = None,
+    num_workers: Annotated[int, typer.Option(help="As init() has it.")] = 1,
+    num_env_runners: Annotated[int, typer.Option(help="As init() has it.")] = 2,
+    timeout: Timeout = 30.0,
+) -> None:
+    """Run a script whose environments live on simulators, without a change to it."""
+    import remoterl
+    from remoterl import _process
+    from remoterl.errors import ConfigurationError, RemoteRLError
+
+    if not module and not os.path.isfile(script):
+        raise ConfigurationError(f"there is no script {script!r} (for a module: remoterl run -m MODULE).")
+    if not remoterl.init(
+        role="trainer",
+        address=address,
+        num_workers=num_workers,
+        num_env_runners=num_env_runners,
+        timeout_s=timeout,
+    ):
+        raise typer.Exit(1)
+    _process.keep_session()
+    sys.argv = [script, *(arguments or [])]
+    try:
+        if module:
+            sys.path.insert(0, os.getcwd())
+            runpy.run_module(script, run_name="__main__", alter_sys=True)
+        else:
+            sys.path.insert(0, os.path.dirname(os.path.abspath(script)))
+            runpy.run_path(script, run_name="__main__")
+    except RemoteRLError:  # the script's, not the command line's: with its traceback
+        traceback.print_exc()
+        raise typer.Exit(1) from None
+    finally:
+        remoterl.shutdown()
