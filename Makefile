@@ -37,8 +37,8 @@ clean: ## Remove the virtual environments and what tools left
 	.venv/bin/python -m pip install $(PIP_OPTIONS) -e '.[sb3,dev]'
 	@touch $@
 
-# The tests' simulators have the core package only: neither torch nor Stable-Baselines3.
+# The tests' simulators have the core package and environments only: neither torch nor Stable-Baselines3.
 .venv-simulator/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-simulator
-	.venv-simulator/bin/python -m pip install $(PIP_OPTIONS) -e .
+	.venv-simulator/bin/python -m pip install $(PIP_OPTIONS) -e '.[test-envs]'
 	@touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,6 @@ def gymnasium_vector(env_id: str, steps: int, seed: int, num_envs: int = 5, **ma
 
 def sb3_vector(env_id: str, steps: int, seed: int, subproc: bool, num_envs: int = 5) -> list[Any]:
     """`make_vec_env` over DummyVecEnv or SubprocVecEnv."""
-    import copy
 
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
@@ -90,5 +90,69 @@ def sb3_vector(env_id: str, steps: int, seed: int, subproc: bool, num_envs: int 
     # Gymnasium's own vector envs write their mode into the class's metadata, in whatever process they are made.
     metadata = {key: value for key, value in env.metadata.items() if key != "autoreset_mode"}
     record.append([metadata, env.render_mode, env.observation_space, env.action_space])
+    env.close()
+    return _without_clock(record)
+
+
+def _factories(what: Any, num_envs: int) -> list[Any]:
+    """An id (made with `gymnasium.make`, by a function that travels), or a factory of our own."""
+    if not isinstance(what, str):
+        return [what] * num_envs
+
+    def make() -> Any:
+        import gymnasium
+
+        return gymnasium.make(what)
+
+    return [make] * num_envs
+
+
+def _register(modules: tuple[str, ...]) -> None:
+    """Import the packages of environments: in the clean process only, where nothing else has them."""
+    import importlib
+
+    for module in modules:
+        importlib.import_module(module)
+
+
+def vector_class(
+    what: Any, class_name: str, steps: int, seed: int, arguments: dict[str, Any], modules: Any = ()
+) -> Any:
+    """One of Gymnasium's vector env classes, driven over episode ends."""
+    import gymnasium
+
+    _register(modules)
+    env = getattr(gymnasium.vector, class_name)(_factories(what, 3), **arguments)
+    env.action_space.seed(seed)
+    record: list[Any] = [repr(env.observation_space), repr(env.single_action_space), env.reset(seed=seed)]
+    for step in range(steps):
+        record.append(copy.deepcopy(env.step(env.action_space.sample())))
+        ended = np.logical_or(record[-1][2], record[-1][3])
+        if arguments.get("autoreset_mode") == "Disabled" and ended.any():
+            record.append(env.reset(options={"reset_mask": ended, "at": step}))
+        if step == steps // 2:
+            record.append(env.reset(seed=[seed + 5, None, seed + 1], options={"again": step}))
+    record.append(env.np_random_seed)
+    env.close()
+    return _without_clock(record)
+
+
+def sb3_class(what: Any, class_name: str, steps: int, seed: int, modules: Any = ()) -> Any:
+    """One of SB3's vector env classes, driven over episode ends."""
+    from stable_baselines3.common import vec_env
+
+    _register(modules)
+    kwargs = {"start_method": "fork"} if class_name == "SubprocVecEnv" else {}
+    env = getattr(vec_env, class_name)(_factories(what, 3), **kwargs)
+    env.seed(seed)
+    env.action_space.seed(seed)
+    record: list[Any] = [env.reset(), copy.deepcopy(env.reset_infos)]
+    for step in range(steps):
+        actions = [env.action_space.sample() for _ in range(3)]
+        record.append(copy.deepcopy(env.step(np.array(actions) if isinstance(actions[0], np.ndarray) else actions)))
+        record.append(copy.deepcopy(env.reset_infos))
+        if step == steps // 2:
+            env.set_options({"again": step})
+            record.append(env.reset())
     env.close()
     return _without_clock(record)

@@ -104,7 +104,8 @@ class Cluster:
 
     def add(self, name: str, *options: str) -> Process:
         address = self.gcs_address if self.simulators else None
-        options = ("--register", "only_here", "--max-env-runners", "8", *options)
+        registered = [word for module in ("only_here", "ale_py", "minigrid") for word in ("--register", module)]
+        options = (*registered, "--max-env-runners", "8", *options)
         process = start_simulator(name, address, *options, folder=self.folder)
         self.simulators[name] = process
         process.wait_for("is up")

@@ -99,7 +99,7 @@ def connect(
     kind: Kind = "client" if address.kind == "client" else "driver"
     if kind == "client":
         # Its warning that many megabytes were sent in calls is for tasks that should be batched; ours are.
-        log_once("client_communication_overhead")
+        log_once("client_communication_overhead_warning")
 
     def close() -> None:
         _ray_shutdown()

@@ -210,7 +210,7 @@ class RemoteSyncVectorEnv(_RemoteRows, SyncVectorEnv):
 
     def __init__(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
         self._attach(core, arguments)
-        self._views = [RowView(core, row, Target.WRAPPERS) for row in range(self.num_envs)]
+        self._views: list[gymnasium.Env] = [RowView(core, row, Target.WRAPPERS) for row in range(self.num_envs)]
 
     @property
     def envs(self) -> list[gymnasium.Env]:  # type: ignore[override]

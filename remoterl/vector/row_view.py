@@ -26,7 +26,7 @@ class RowView(gymnasium.Env):
         self._row = row
         self._target = target
         # One object for the row's lifetime: scripts tell environments apart by the identity of `unwrapped`.
-        self._unwrapped = self if target is Target.UNWRAPPED else RowView(core, row, Target.UNWRAPPED)
+        self._unwrapped = None if target is Target.UNWRAPPED else RowView(core, row, Target.UNWRAPPED)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         return self._call("reset", seed=seed, options=options)
@@ -42,7 +42,7 @@ class RowView(gymnasium.Env):
 
     @property
     def unwrapped(self) -> gymnasium.Env:
-        return self._unwrapped
+        return self._unwrapped or self
 
     def get_wrapper_attr(self, name: str) -> Any:
         return self._core.read(name, [self._row], self._target)[0]

@@ -177,7 +177,7 @@ class RemoteDummyVecEnv(_RemoteRows, DummyVecEnv):
     def __init__(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
         super().__init__(core, arguments)
         self.metadata = dict(core.opened[0].metadata)
-        self._views = [RowView(core, row, Target.WRAPPERS) for row in range(self.num_envs)]
+        self._views: list[gymnasium.Env] = [RowView(core, row, Target.WRAPPERS) for row in range(self.num_envs)]
 
     @property
     def envs(self) -> list[gymnasium.Env]:  # type: ignore[override]

@@ -1,0 +1,273 @@
+"""Gymnasium's promises beyond the plain loop: single environments, wrappers, attributes, time-outs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import envs
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+
+from remoterl.errors import SpaceMismatchError, UnsupportedError
+from remoterl.vector.single import RemoteEnv
+
+
+def test_attributes_of_a_single_env_and_of_its_unwrapped(trainer: str) -> None:
+    env = gym.make("CartPole-v1")
+    base = env.unwrapped
+    assert base is env.unwrapped and base.unwrapped is base and isinstance(base, gym.Env)
+    base.gravity = 1.5
+    assert (env.gravity, base.gravity, env.get_wrapper_attr("gravity")) == (1.5, 1.5, 1.5)
+    env.reset(seed=3)
+    base.state = (0.1, 0.2, 0.3, 0.4)
+    assert base.state == (0.1, 0.2, 0.3, 0.4)
+    observation = env.step(0)[0]
+    expected = gym.vector.SyncVectorEnv([lambda: gym.make("CartPole-v1")])
+    expected.reset(seed=3)
+    expected.set_attr("gravity", 1.5)
+    expected.envs[0].unwrapped.state = (0.1, 0.2, 0.3, 0.4)
+    assert expected.step(np.array([0]))[0][0].tobytes() == observation.tobytes()
+    assert base.spec.id == "CartPole-v1" and base.metadata["render_fps"] == 50
+    assert base.step(1)[0].shape == (4,)  # past the wrappers
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = base.no_such_thing
+    expected.close()
+    env.close()
+
+
+def test_methods_and_objects_that_stay_there(trainer: str) -> None:
+    env = gym.make("ALE/Pong-v5", frameskip=1)
+    assert env.unwrapped.get_action_meanings()[0] == "NOOP"
+    env.reset(seed=1)
+    ale = env.unwrapped.ale
+    assert "remote ALEInterface" in repr(ale) and ale.lives() == 0
+    screen = np.zeros((210, 160), np.uint8)
+    ale.getScreenGrayscale(screen)  # written there, and here
+    assert screen.any()
+    env.close()
+
+
+def test_wrappers_around_a_single_env(trainer: str, tmp_path: Path) -> None:
+    atari = gym.wrappers.AtariPreprocessing(gym.make("ALE/Pong-v5", frameskip=1), noop_max=3)
+    assert gym.wrappers.FrameStackObservation(atari, 4).reset(seed=2)[0].shape == (4, 84, 84)
+    assert atari.step(2)[0].shape == (84, 84)
+    atari.close()
+    film = gym.wrappers.RecordVideo(
+        gym.make("CartPole-v1", render_mode="rgb_array"), str(tmp_path), disable_logger=True
+    )
+    film.reset(seed=1)
+    while not any(film.step(1)[2:4]):
+        pass
+    film.close()
+    assert [path.stat().st_size > 500 for path in tmp_path.glob("*.mp4")] == [True]
+    listed = gym.make("CartPole-v1", render_mode="rgb_array_list")
+    listed.reset(seed=1)
+    listed.step(0)
+    assert [frame.shape for frame in listed.render()] == [(400, 600, 3)] * 2
+    listed.close()
+    text = gym.make("FrozenLake-v1", render_mode="ansi")
+    text.reset(seed=1)
+    assert "SFFF" in text.render().replace("\x1b[41mS\x1b[0m", "S")
+    text.close()
+
+
+def test_human_rendering_is_refused(trainer: str) -> None:
+    for make in (gym.make, gym.make_vec):
+        with pytest.raises(UnsupportedError, match="window on the simulator"):
+            make("CartPole-v1", render_mode="human")
+
+
+def test_vector_wrappers(trainer: str, tmp_path: Path) -> None:
+    vec = gym.make_vec("CartPole-v1", num_envs=3, vectorization_mode="sync", render_mode="rgb_array")
+    wrapped = gym.wrappers.vector.RecordEpisodeStatistics(gym.wrappers.vector.NormalizeObservation(vec))
+    wrapped = gym.wrappers.vector.RecordVideo(wrapped, str(tmp_path), video_length=10, disable_logger=True)
+    wrapped.reset(seed=1)
+    lengths: list[int] = []
+    for _ in range(60):
+        *_, infos = wrapped.step(np.ones(3, int))
+        lengths += [int(length) for length in infos.get("episode", {}).get("l", []) if length]
+    assert lengths and all(5 < length < 15 for length in lengths)
+    wrapped.close()
+    assert list(tmp_path.glob("*.mp4"))
+
+
+def test_make_vec_in_every_way(trainer: str) -> None:
+    spec = gym.spec("CartPole-v1")
+    made = [
+        gym.make_vec("CartPole-v1", 3, "sync", wrappers=(gym.wrappers.TimeAwareObservation,)),
+        gym.make_vec(spec, 3, "async", vector_kwargs={"shared_memory": False}),
+        gym.make_vec("gymnasium.envs.classic_control:CartPole-v1", 3, gym.VectorizeMode.SYNC, max_episode_steps=7),
+        gym.make_vec("CartPole-v1", 3, "vector_entry_point"),
+        gym.make_vec("CartPole-v1", 3, sutton_barto_reward=True),
+    ]
+    for vec in made:
+        assert vec.num_envs == 3 and vec.spec.id == "CartPole-v1" and vec.reset(seed=1)[0].shape[0] == 3
+        again = gym.make_vec(vec.spec)
+        assert (again.num_envs, type(again)) == (3, type(vec))
+        again.close()
+    assert made[0].single_observation_space.shape == (5,)
+    for _ in range(7):
+        *_, truncations, _ = made[2].step(np.array([0, 1, 0]))
+    assert truncations.all()
+    assert made[4].call("sutton_barto_reward") if hasattr(made[4], "call") else made[4].sutton_barto_reward
+    for vec in made:
+        vec.close()
+        vec.close()
+    with pytest.raises(ValueError, match="Invalid vectorization mode"):
+        gym.make_vec("CartPole-v1", 3, "sideways")
+
+
+def test_observation_modes(trainer: str) -> None:
+    boxes = [gym.spaces.Box(0, high, (5,)) for high in (1, 2, 3)]
+    fns = [lambda box=box: envs.SpaceEnv(box) for box in boxes]
+    for cls in (SyncVectorEnv, AsyncVectorEnv):
+        with pytest.raises((AssertionError, RuntimeError), match="are not equivalent"):
+            cls(fns)
+        vec = cls([lambda box=box: ActionlessEnv(box) for box in boxes], observation_mode="different")
+        assert vec.observation_space.high[:, 0].tolist() == [1, 2, 3]
+        assert vec.reset(seed=1)[0].shape == (3, 5)
+        vec.close()
+        with pytest.raises(ValueError, match="Invalid `observation_mode`"):
+            cls([envs.CountingEnv], observation_mode="sideways")
+    with pytest.raises(SpaceMismatchError):
+        SyncVectorEnv([lambda: gym.make("CartPole-v1"), lambda: gym.make("FrozenLake-v1")])
+    with pytest.raises((ValueError, TypeError)):
+        AsyncVectorEnv([envs.OfSpace("custom")] * 2)  # its shared memory can't hold that
+
+
+class ActionlessEnv(envs.SpaceEnv):
+    """Differs in what it observes only."""
+
+    def __init__(self, space: gym.Space) -> None:
+        super().__init__(space)
+        self.action_space = gym.spaces.Discrete(2)
+
+
+class SleepyEnv(envs.CountingEnv):
+    """Sleeps for as long as its action says, in tenths of a second."""
+
+    def step(self, action: int) -> Any:
+        time.sleep(int(action) / 10)
+        return super().step(action)
+
+
+def test_a_late_answer_is_never_read_as_a_later_one(trainer: str) -> None:
+    vec = AsyncVectorEnv([SleepyEnv] * 2)
+    vec.reset()
+    vec.step_async(np.array([2, 2]))
+    with pytest.raises(multiprocessing.TimeoutError, match="`step_wait` has timed out after 0.05"):
+        vec.step_wait(timeout=0.05)
+    observations, *_ = vec.step(np.array([0, 0]))  # the second step's answer, not the late first one
+    assert observations[:, 0].tolist() == [2, 2]
+    vec.reset_async()
+    with pytest.warns(UserWarning, match="while waiting for a pending call to `reset`"):
+        vec.close(terminate=True)
+
+
+def test_no_copy_means_the_same_buffer(trainer: str) -> None:
+    vec = SyncVectorEnv([envs.CountingEnv] * 2, copy=False)
+    first, _ = vec.reset()
+    second, *_ = vec.step(np.array([0, 1]))
+    assert first is second and first[:, 0].tolist() == [1, 1]
+    vec.close()
+
+
+def test_arguments_of_the_script_travel_or_are_refused(trainer: str) -> None:
+    import enum
+    import threading
+
+    class Direction(enum.IntEnum):
+        LEFT = 0
+        RIGHT = 2
+
+    vec = SyncVectorEnv([envs.CountingEnv] * 2)
+    vec.reset(options={"direction": Direction.RIGHT})
+    _, rewards, *_ = vec.step([Direction.RIGHT, Direction.LEFT])
+    assert rewards.tolist() == [2.0, 0.0]
+    with pytest.raises(UnsupportedError, match="lock"):
+        vec.call("add", threading.Lock())
+    with pytest.raises(UnsupportedError, match="lock"):
+        vec.reset(options={"lock": threading.Lock()})
+    vec.close()
+
+
+def test_an_exception_of_the_scripts_own_type(trainer: str) -> None:
+    class ArmError(Exception):
+        pass
+
+    class Arm(envs.CountingEnv):
+        def step(self, action: int) -> Any:
+            raise ArmError("stuck", action)
+
+    vec = SyncVectorEnv([Arm] * 2)
+    vec.reset()
+    with pytest.raises(ArmError) as caught:
+        vec.step(np.array([1, 2]))
+    assert caught.value.args == ("stuck", 1)
+    vec.close()
+
+
+def test_a_forked_child_is_local(trainer: str) -> None:
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+
+    def child() -> None:
+        results.put((type(gym.make("CartPole-v1")).__name__, type(SyncVectorEnv([envs.CountingEnv])).__name__))
+
+    process = context.Process(target=child)
+    process.start()
+    assert results.get(timeout=30) == ("TimeLimit", "SyncVectorEnv")
+    process.join(10)
+    assert process.exitcode == 0
+    assert isinstance(gym.make("CartPole-v1"), RemoteEnv)
+
+
+def test_what_cannot_travel_is_built_here_entirely(trainer: str, caplog: pytest.LogCaptureFixture) -> None:
+    import threading
+
+    lock = threading.Lock()
+
+    def factory() -> gym.Env:
+        assert not lock.locked()
+        return gym.make("CartPole-v1")
+
+    vec = SyncVectorEnv([factory] * 2)
+    assert type(vec) is SyncVectorEnv and type(vec.envs[0]).__name__ == "TimeLimit"
+    assert "SyncVectorEnv is built on this machine" in caplog.text
+    vec.close()
+
+
+def test_many_vector_envs_on_the_same_env_runners(trainer: str) -> None:
+    vecs = [SyncVectorEnv([envs.CountingEnv] * size) for size in (1, 2, 5)]
+    for vec in vecs:
+        vec.reset()
+    for step in range(1, 4):
+        for vec in vecs:
+            assert vec.step(np.zeros(vec.num_envs, int))[0][:, 0].tolist() == [step] * vec.num_envs
+    for vec in vecs:
+        vec.close()
+
+
+def test_no_registration_of_the_trainers_breaks_another(trainer: str) -> None:
+    # A class of an installed package that the simulators lack: pickled by its name.
+    from sb3_contrib import MaskablePPO
+
+    gym.register("NotHere-v0", entry_point=MaskablePPO)
+    try:
+        env = gym.make("CartPole-v1")
+        env.reset()
+        env.close()
+        with pytest.raises(Exception, match="sb3_contrib"):
+            gym.make("NotHere-v0")
+    finally:
+        del gym.registry["NotHere-v0"]
+
+
+def test_environments_are_not_in_this_process(trainer: str) -> None:
+    assert gym.make(gym.envs.registration.EnvSpec("Spec-v0", entry_point=envs.CountingEnv)).where()[1] != os.getpid()

@@ -1,0 +1,67 @@
+"""`remoterl run`: scripts that know nothing of remoterl."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import assert_free
+from processes import ROOT, clean_environment
+
+SCRIPT = ROOT / "tests" / "scripts" / "cleanrl_style.py"
+
+
+def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], env=clean_environment(**environment), cwd=cwd, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+
+
+def told(done: subprocess.CompletedProcess[str]) -> dict:
+    return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
+
+
+@pytest.mark.parametrize("kind", ["client", "driver"])
+def test_a_cleanrl_style_script_is_the_same_with_and_without(cluster, kind: str, tmp_path: Path) -> None:
+    local = told(python(str(SCRIPT), "CartPole-v1", str(tmp_path / "local"), cwd=tmp_path))
+    done = python(
+        "-m", "remoterl", "run", "--address", cluster.address(kind), str(SCRIPT), "CartPole-v1", str(tmp_path / "far"),
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    remote = told(done)
+    assert (local["kind"], remote["kind"]) == ("SyncVectorEnv", "RemoteSyncVectorEnv")
+    assert remote["returns"] == local["returns"] and len(local["returns"]) > 3
+    assert remote["weights"] == local["weights"]
+    assert [path.stat().st_size > 1000 for path in (tmp_path / "far").glob("*.mp4")] == [True]
+    assert_free(cluster)
+
+
+def test_a_module_its_arguments_and_its_exit_code(cluster, tmp_path: Path) -> None:
+    options = ("run", "--address", cluster.gcs_address, "--num-env-runners", "3", "-m", "cleanrl_style")
+    path = {"PYTHONPATH": str(SCRIPT.parent)}
+    done = python("-m", "remoterl", *options, "CartPole-v1", str(tmp_path), "--fail", cwd=tmp_path, **path)
+    assert done.returncode == 3, done.stderr
+    assert told(done)["kind"] == "RemoteSyncVectorEnv"
+    assert_free(cluster)
+
+
+def test_a_scripts_own_init_and_its_errors(cluster, tmp_path: Path) -> None:
+    script = tmp_path / "own.py"
+    script.write_text(
+        "import gymnasium, remoterl\n"
+        "assert remoterl.init(num_env_runners=5)\n"
+        "print(type(gymnasium.make('CartPole-v1')).__name__)\n"
+        "gymnasium.make('NoSuchThing-v0')\n"
+    )
+    done = python("-m", "remoterl", "run", "--address", cluster.gcs_address, str(script), cwd=tmp_path)
+    assert "RemoteEnv" in done.stdout and done.returncode == 1
+    assert "own.py" in done.stderr and "UnknownEnvironmentError" in done.stderr  # the script's own traceback
+    for arguments, expected in ((("no_such.py",), "no script"), (("-m", "no_such_module"), "no_such_module")):
+        done = python("-m", "remoterl", "run", "--address", cluster.gcs_address, *arguments, cwd=tmp_path)
+        assert done.returncode == 1 and expected in done.stderr
+    assert_free(cluster)

@@ -1,0 +1,131 @@
+"""Stable-Baselines3 over remote vector envs: algorithms, wrappers, callbacks, logs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import comparing
+import envs
+import gymnasium as gym
+import learning
+import numpy as np
+import pytest
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("algorithm", ["PPO", "PPO normalized", "PPO dict", "A2C", "DQN", "SAC", "HER", "MaskablePPO"])
+def test_same_seed_same_weights(algorithm: str, trainer: str, locally: Callable[..., Any]) -> None:
+    call = (algorithm, 1500 if trainer == "client" else 3000, algorithm == "A2C")
+    comparing.assert_same(locally(learning.train, *call), learning.train(*call))
+
+
+def test_wrappers_of_sb3(trainer: str, tmp_path: Path) -> None:
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.monitor import Monitor
+    from stable_baselines3.common.vec_env import (
+        VecCheckNan,
+        VecFrameStack,
+        VecMonitor,
+        VecNormalize,
+        VecTransposeImage,
+        VecVideoRecorder,
+    )
+
+    image = make_vec_env(envs.OfSpace("image"), 3, seed=0)
+    stacked = VecTransposeImage(VecFrameStack(image, 4))
+    assert stacked.reset().shape == (3, 12, 24, 32)
+    stacked.close()
+    vec = VecMonitor(VecNormalize(VecCheckNan(make_vec_env("CartPole-v1", 3, seed=0))), str(tmp_path / "monitor"))
+    vec.reset()
+    for _ in range(60):
+        vec.step(np.ones(3, int))
+    assert vec.env_is_wrapped(Monitor) == [True] * 3
+    vec.set_attr("gravity", 5.0, indices=[0, -1])
+    assert vec.get_attr("gravity") == [5.0, 9.8, 5.0]
+    assert vec.get_attr("gravity", indices=[-1]) == [5.0]
+    vec.close()
+    assert (tmp_path / "monitor.monitor.csv").read_text().count("\n") > 3
+    recorded = VecVideoRecorder(
+        make_vec_env("CartPole-v1", 2), str(tmp_path), record_video_trigger=lambda step: step == 0, video_length=20
+    )
+    recorded.reset()
+    for _ in range(25):
+        recorded.step(np.zeros(2, int))
+    recorded.close()
+    assert [path.stat().st_size > 1000 for path in tmp_path.glob("*.mp4")] == [True]
+
+
+def test_render(trainer: str) -> None:
+    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+
+    for vec_env_cls in (DummyVecEnv, SubprocVecEnv):
+        vec = vec_env_cls([lambda: envs.CountingEnv(render_mode="rgb_array")] * 3)
+        vec.reset()
+        vec.step(np.zeros(3, int))
+        assert vec.render_mode == "rgb_array"
+        assert [frame.shape for frame in vec.get_images()] == [(4, 4, 3)] * 3
+        assert vec.render().shape == (8, 8, 3) and vec.render("rgb_array").max() == 1
+        with pytest.warns(UserWarning, match="render mode"):
+            vec.render(mode="something_else")
+        vec.close()
+
+
+def test_evaluation_saving_and_loading(trainer: str, tmp_path: Path) -> None:
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import EvalCallback
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.evaluation import evaluate_policy
+
+    vec, evaluation = make_vec_env("CartPole-v1", 4, seed=1), make_vec_env("CartPole-v1", 2, seed=2)
+    model = PPO("MlpPolicy", vec, n_steps=64, seed=1, device="cpu")
+    callback = EvalCallback(evaluation, eval_freq=64, n_eval_episodes=4, log_path=str(tmp_path), verbose=0)
+    model.learn(512, callback=callback)
+    assert np.load(tmp_path / "evaluations.npz")["results"].shape == (2, 4)
+    model.save(tmp_path / "model")
+    again = PPO.load(tmp_path / "model", env=vec, device="cpu")
+    mean, _ = evaluate_policy(again, evaluation, n_eval_episodes=5)
+    assert mean > 5
+    again.learn(256)
+    vec.close()
+    evaluation.close()
+
+
+def test_monitor_files_are_on_the_trainers_machine(trainer: str, tmp_path: Path) -> None:
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.monitor import load_results
+
+    folder = tmp_path / "logs"
+    options = {"info_keywords": ("word",), "allow_early_resets": False}
+    vec = make_vec_env(envs.CountingEnv, 3, start_index=2, monitor_dir=str(folder), monitor_kwargs=options)
+    vec.reset()
+    for _ in range(12):
+        vec.step(np.array([0, 1, 2]))
+    vec.close()
+    assert sorted(path.name for path in folder.iterdir()) == [f"{rank}.monitor.csv" for rank in (2, 3, 4)]
+    header, *lines = (folder / "4.monitor.csv").read_text().splitlines()
+    assert json.loads(header[1:])["env_id"] == "None"
+    rows = list(csv.DictReader(lines))
+    assert [(row["r"], row["l"], row["word"]) for row in rows] == [("10.0", "5", "xxxxx")] * 2
+    assert len(load_results(str(folder))) == 6
+
+
+def test_atari_wrappers_say_what_they_need(trainer: str) -> None:
+    from stable_baselines3.common.env_util import make_atari_env
+
+    from remoterl.errors import NotShippableError
+
+    with pytest.raises(NotShippableError, match="stable_baselines3"):
+        make_atari_env("ALE/Pong-v5", n_envs=2)
+
+
+def test_an_unknown_start_method(trainer: str) -> None:
+    from stable_baselines3.common.vec_env import SubprocVecEnv
+
+    with pytest.raises(ValueError, match="cannot find context for 'illegal'"):
+        SubprocVecEnv([envs.CountingEnv], start_method="illegal")
+    with pytest.raises(ValueError, match="cannot find context for 'illegal'"):
+        gym.vector.AsyncVectorEnv([envs.CountingEnv], context="illegal")
