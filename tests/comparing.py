@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def _without_clock(info: Any) -> Any:
     """Episode statistics hold wall-clock seconds, which can't be equal."""
     if isinstance(info, dict):
         return {key: _without_clock(value) for key, value in info.items() if key not in ("t", "_t", "pid", "_pid")}
-    if isinstance(info, (list, tuple)):
+    if type(info) in (list, tuple):
         return type(info)(_without_clock(value) for value in info)
     return info
 
@@ -94,37 +95,37 @@ def sb3_vector(env_id: str, steps: int, seed: int, subproc: bool, num_envs: int 
     return _without_clock(record)
 
 
-def _factories(what: Any, num_envs: int) -> list[Any]:
-    """An id (made with `gymnasium.make`, by a function that travels), or a factory of our own."""
+def _factories(what: Any, num_envs: int, modules: tuple[str, ...]) -> list[Any]:
+    """An id, made by a function that first imports the packages that register it; or a factory of our own."""
     if not isinstance(what, str):
         return [what] * num_envs
 
     def make() -> Any:
+        import importlib
+
         import gymnasium
 
+        for module in modules:
+            importlib.import_module(module)
         return gymnasium.make(what)
 
     return [make] * num_envs
 
 
-def _register(modules: tuple[str, ...]) -> None:
-    """Import the packages of environments: in the clean process only, where nothing else has them."""
-    import importlib
-
-    for module in modules:
-        importlib.import_module(module)
+def _name(space: Any) -> str:
+    """A space as text, without the addresses of its objects."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(space))
 
 
 def vector_class(
-    what: Any, class_name: str, steps: int, seed: int, arguments: dict[str, Any], modules: Any = ()
+    what: Any, class_name: str, steps: int, seed: int, arguments: dict[str, Any], modules: tuple[str, ...] = ()
 ) -> Any:
     """One of Gymnasium's vector env classes, driven over episode ends."""
     import gymnasium
 
-    _register(modules)
-    env = getattr(gymnasium.vector, class_name)(_factories(what, 3), **arguments)
+    env = getattr(gymnasium.vector, class_name)(_factories(what, 3, modules), **arguments)
     env.action_space.seed(seed)
-    record: list[Any] = [repr(env.observation_space), repr(env.single_action_space), env.reset(seed=seed)]
+    record: list[Any] = [_name(env.observation_space), _name(env.single_action_space), env.reset(seed=seed)]
     for step in range(steps):
         record.append(copy.deepcopy(env.step(env.action_space.sample())))
         ended = np.logical_or(record[-1][2], record[-1][3])
@@ -137,13 +138,12 @@ def vector_class(
     return _without_clock(record)
 
 
-def sb3_class(what: Any, class_name: str, steps: int, seed: int, modules: Any = ()) -> Any:
+def sb3_class(what: Any, class_name: str, steps: int, seed: int, modules: tuple[str, ...] = ()) -> Any:
     """One of SB3's vector env classes, driven over episode ends."""
     from stable_baselines3.common import vec_env
 
-    _register(modules)
     kwargs = {"start_method": "fork"} if class_name == "SubprocVecEnv" else {}
-    env = getattr(vec_env, class_name)(_factories(what, 3), **kwargs)
+    env = getattr(vec_env, class_name)(_factories(what, 3, modules), **kwargs)
     env.seed(seed)
     env.action_space.seed(seed)
     record: list[Any] = [env.reset(), copy.deepcopy(env.reset_infos)]

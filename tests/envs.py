@@ -32,7 +32,7 @@ class CountingEnv(gym.Env):
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
         self.steps = 0
-        return self._observation(), {"seed": seed, "options": options}
+        return self._observation(), {"options": options} if options else {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
         self.steps += 1
@@ -157,13 +157,23 @@ class SpaceEnv(gym.Env):
         if seed is not None:
             self.observation_space.seed(seed)
         self.steps = 0
-        return self.observation_space.sample(), {"options": options} if options else {}
+        return self._sample(self.observation_space), {"options": options} if options else {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
         assert self.action_space.contains(action), (action, self.action_space)
         self.steps += 1
         terminated = self.steps == self.length
-        return self.observation_space.sample(), self.steps / 7, terminated, False, {"steps": np.int16(self.steps)}
+        observation = self._sample(self.observation_space)
+        return observation, self.steps / 7, terminated, False, {"steps": np.int16(self.steps)}
+
+    def _sample(self, space: spaces.Space) -> Any:
+        """As the space does it; Text alone would depend on the process's hash seed."""
+        if isinstance(space, spaces.Text):
+            letters = self.np_random.choice(sorted(space.character_set), self.np_random.integers(1, space.max_length))
+            return "".join(letters)
+        if isinstance(space, spaces.Tuple):
+            return tuple(self._sample(subspace) for subspace in space.spaces)
+        return space.sample()
 
     def render(self) -> str:
         return f"step {self.steps}"

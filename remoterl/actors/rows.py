@@ -362,7 +362,7 @@ def open_rows(semantics: Semantics, factories: bytes, rows: Sequence[int], mode:
 def _value(attribute: Any, name: str, args: Any, kwargs: Any, call: bool | None) -> Any:
     if call or (call is None and callable(attribute)):
         return attribute(*args, **kwargs)
-    if inspect.isroutine(attribute):
+    if inspect.isroutine(attribute) or (callable(attribute) and not _travels(attribute)):
         return RemoteMethod(name)
     if isinstance(attribute, EnvSpec):
         return portable_spec(attribute)

@@ -38,6 +38,9 @@ def remote_make(
     id: str | EnvSpec, max_episode_steps: int | None, disable_env_checker: bool | None, kwargs: dict[str, Any]
 ) -> gymnasium.Env:
     """`gymnasium.make`: one environment on an env runner, or here where its arguments can't travel."""
+    if is_local():
+        return local(registration.make)(id, max_episode_steps, disable_env_checker, **kwargs)
+    _refuse_human_rendering(kwargs)
     factory = MakeEnv(
         id, {"max_episode_steps": max_episode_steps, "disable_env_checker": disable_env_checker, **kwargs}
     )
