@@ -20,6 +20,7 @@ import psutil
 from remoterl import messages as m
 from remoterl.actors import registry
 from remoterl.actors.rows import Rows, RowsError, open_rows
+from remoterl.errors import RemoteEnvError
 from remoterl.shipping import ship_exception, unship
 
 REPORT_PERIOD_S = 1.0
@@ -62,11 +63,27 @@ class EnvRunner:
         try:
             request = m.decode(payload)
             reply = self._handlers[type(request)](request)
-            return m.encode(reply)
+            try:
+                return m.encode(reply)
+            except Exception as error:
+                raise self._culprit(request, reply, error) from error
         except RowsError as error:
             return m.encode(m.RowsFailed(error.errors))
         except Exception as error:
             return m.encode(m.RowsFailed([_general_error(error)]))
+
+    def _culprit(self, request: Any, reply: Any, error: Exception) -> Exception:
+        """What of a reply could not be pickled, by row and key."""
+        rows = self._rows.get(getattr(request, "vector_id", -1))
+        for local_row, info, *_ in getattr(reply, "infos", []):
+            for key, value in info.items():
+                try:
+                    m.encode(value)
+                except Exception:
+                    row = rows.row_numbers[local_row] if rows is not None else local_row
+                    kind = type(value).__name__
+                    return RemoteEnvError(f"info[{key!r}] of row {row} is a {kind}, which can't be pickled: {error}")
+        return RemoteEnvError(f"What the environment returned can't be pickled: {error}")
 
     def _open(self, request: m.OpenRows) -> m.RowsOpened:
         registry.add_specs(request.specs, self._own_ids)

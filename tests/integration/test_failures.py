@@ -117,3 +117,33 @@ def test_a_dead_env_runner_is_named(trainer: str, cluster) -> None:
     assert time.monotonic() - start < 10
     remoterl.shutdown()  # both env runners are gone: the tests that follow need new ones
     assert remoterl.init("a-key-for-tests", address=cluster.address(trainer), num_env_runners=2)
+
+
+def test_an_info_that_cannot_travel_is_named(trainer: str) -> None:
+    class Leaky(envs.CountingEnv):
+        def step(self, action: int):
+            import threading
+
+            *rest, info = super().step(action)
+            return (*rest, {**info, "handle": threading.Lock()})
+
+    vec = gym.vector.SyncVectorEnv([Leaky] * 4)
+    vec.reset()
+    with pytest.raises(RemoteEnvError, match=r"info\['handle'\] of row 0 is a lock"):
+        vec.step(np.zeros(4, int))
+    vec.close()
+
+
+def test_a_new_vector_env_goes_on_with_the_env_runners_that_live(trainer: str, cluster) -> None:
+    import remoterl
+
+    vec = gym.vector.SyncVectorEnv([lambda i=i: (envs.ExitingEnv if i == 0 else envs.CountingEnv)() for i in range(2)])
+    vec.reset()
+    with pytest.raises(EnvRunnerLostError, match="simulator (alpha|beta)"):
+        for _ in range(3):
+            vec.step(np.zeros(2, int))
+    again = gym.vector.SyncVectorEnv([envs.CountingEnv] * 4)
+    assert again.reset()[0].shape == (4, 2) and len(again._core.places()) == 1
+    again.close()
+    remoterl.shutdown()
+    assert remoterl.init("a-key-for-tests", address=cluster.address(trainer), num_env_runners=2)

@@ -65,3 +65,41 @@ def test_a_scripts_own_init_and_its_errors(cluster, tmp_path: Path) -> None:
         done = python("-m", "remoterl", "run", "--address", cluster.gcs_address, *arguments, cwd=tmp_path)
         assert done.returncode == 1 and expected in done.stderr
     assert_free(cluster)
+
+
+def test_names_imported_earlier_and_later(cluster, tmp_path: Path) -> None:
+    (tmp_path / "earlier.py").write_text(
+        "from gymnasium import make, make_vec\nfrom gymnasium.vector import SyncVectorEnv as Sync\n"
+        "from stable_baselines3.common.vec_env import SubprocVecEnv\nKEPT = {'make': make}\n"
+    )
+    (tmp_path / "later.py").write_text(
+        "from gymnasium import make\nfrom stable_baselines3.common.env_util import make_vec_env\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nlate = sys.argv[2] == 'late'\n"
+        "if not late: import earlier\n"
+        "import gymnasium, remoterl\n"
+        "assert remoterl.init(address=sys.argv[1])\n"
+        "assert late != ('stable_baselines3' in sys.modules)\n"
+        "import earlier, later\n"
+        "kinds = [earlier.make('CartPole-v1'), earlier.KEPT['make']('CartPole-v1'), later.make('CartPole-v1'),\n"
+        "    earlier.make_vec('CartPole-v1', 2, 'sync'), earlier.Sync([lambda: gymnasium.make('CartPole-v1')]),\n"
+        "    earlier.SubprocVecEnv([lambda: gymnasium.make('CartPole-v1')]), later.make_vec_env('CartPole-v1', 2)]\n"
+        "print([type(env).__name__ for env in kinds])\n"
+        "makes = (earlier.make, later.make, gymnasium.make)\n"
+        "remoterl.shutdown()\n"
+        "assert makes == (earlier.make, later.make, gymnasium.make) and len(set(makes)) == 1\n"
+        "print([type(make('CartPole-v1')).__name__ for make in makes], type(later.make_vec_env('CartPole-v1')).__name__)\n"
+    )
+    for when in ("early", "late"):
+        done = python(str(script), cluster.gcs_address, when, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        remote, local = done.stdout.strip().splitlines()[-2:]
+        assert eval(remote) == [
+            *["RemoteEnv"] * 3,
+            *["RemoteSyncVectorEnv"] * 2,
+            "RemoteSubprocVecEnv",
+            "RemoteDummyVecEnv",
+        ]
+        assert local == "['TimeLimit', 'TimeLimit', 'TimeLimit'] DummyVecEnv"
