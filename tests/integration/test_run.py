@@ -90,7 +90,8 @@ def test_names_imported_earlier_and_later(cluster, tmp_path: Path) -> None:
         "makes = (earlier.make, later.make, gymnasium.make)\n"
         "remoterl.shutdown()\n"
         "assert makes == (earlier.make, later.make, gymnasium.make) and len(set(makes)) == 1\n"
-        "print([type(make('CartPole-v1')).__name__ for make in makes], type(later.make_vec_env('CartPole-v1')).__name__)\n"
+        "kind = type(later.make_vec_env('CartPole-v1')).__name__\n"
+        "print([type(make('CartPole-v1')).__name__ for make in makes], kind)\n"
     )
     for when in ("early", "late"):
         done = python(str(script), cluster.gcs_address, when, cwd=tmp_path)
