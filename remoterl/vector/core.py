@@ -240,7 +240,7 @@ class VectorCore:
         """A frame for each row."""
         return self.results(self.scatter([m.RenderRows(self._id)] * len(self._parts)))
 
-    def find_errors(self) -> None:
+    def require_open(self) -> None:
         """Raise if this vector env can no longer be used."""
         if self._closed:
             raise RemoteRLError(f"{self._name or 'This remote vector env'} is closed.")
@@ -278,7 +278,7 @@ class VectorCore:
             raise RowsRaised(errors).to_raise(self._name)
 
     def abandon(self) -> None:
-        """The session ended and its env runners with it: nothing is sent any more."""
+        """In a forked child: these rows are the parent's, so nothing is ever sent to them."""
         self._closed = True
         if self._finalizer is not None:
             self._finalizer.detach()
@@ -289,7 +289,7 @@ class VectorCore:
         request: Callable[[tuple[int, ...]], Any],
         look_at: Callable[[Any], None] | None = None,
     ) -> list[Any]:
-        self.find_errors()
+        self.require_open()
         asked_rows = list(range(self.num_rows)) if rows is None else [self._row(row) for row in rows]
         wanted = set(asked_rows)
         parts, tickets = [], []
