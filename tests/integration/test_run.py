@@ -41,6 +41,18 @@ def test_a_cleanrl_style_script_is_the_same_with_and_without(cluster, kind: str,
     assert_free(cluster)
 
 
+@pytest.mark.parametrize(("name", "env_id"), [("dqn_style", "CartPole-v1"), ("sac_style", "Pendulum-v1")])
+def test_off_policy_scripts_are_the_same_with_and_without(cluster, name: str, env_id: str, tmp_path: Path) -> None:
+    script = str(SCRIPT.with_name(f"{name}.py"))
+    local = told(python(script, env_id, cwd=tmp_path))
+    for kind in ("client", "driver"):
+        done = python("-m", "remoterl", "run", "--address", cluster.address(kind), script, env_id, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert told(done) == {**local, "kind": "RemoteSyncVectorEnv"}
+    assert len(local["returns"]) > 3
+    assert_free(cluster)
+
+
 def test_a_module_its_arguments_and_its_exit_code(cluster, tmp_path: Path) -> None:
     options = ("run", "--address", cluster.gcs_address, "--num-env-runners", "3", "-m", "cleanrl_style")
     path = {"PYTHONPATH": str(SCRIPT.parent)}
