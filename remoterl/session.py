@@ -300,12 +300,8 @@ class Session:
             if self._closed:
                 return
             self._closed = True
-        atexit.unregister(self.close)
         try:
-            if self._after_import is not None:
-                self._after_import.remove()
-            self._undo.undo()
-            patches_backend.set_backend(None)
+            self._unpatch()
             self._close_environments()
         finally:  # also where Ctrl-C interrupts an environment's close
             self._garbage.put(None)
@@ -318,13 +314,16 @@ class Session:
     def forget_in_child(self) -> None:
         """In a forked child: everything is local again, and the parent's connection is not touched."""
         self._closed = True
+        self._unpatch()
+        for core in list(self._cores):
+            core.abandon()
+
+    def _unpatch(self) -> None:
         atexit.unregister(self.close)
         if self._after_import is not None:
             self._after_import.remove()
         self._undo.undo()
         patches_backend.set_backend(None)
-        for core in list(self._cores):
-            core.abandon()
 
     def _close_environments(self) -> None:
         """Every environment gets the chance to close itself, all at the same time."""

@@ -32,8 +32,8 @@ class Monitor(gymnasium.Wrapper):
         super().__init__(env)
         if filename is not None:
             raise UnsupportedError(
-                f"Monitor(filename={filename!r}) would write its log on the simulator. Leave the file (or "
-                "monitor_dir) out and wrap the vector env in SB3's VecMonitor, which writes on the trainer."
+                f"Monitor(filename={filename!r}) would write its log on the simulator. Take "
+                "make_vec_env(monitor_dir=...) or SB3's VecMonitor, which write on the trainer's machine."
             )
         self.t_start = time.time()
         self.reset_keywords = reset_keywords
