@@ -21,6 +21,7 @@ ChannelName = Literal["auto", "stream", "actor"]
 
 DEFAULT_CLIENT_PORT = 10001
 DEFAULT_GCS_PORT = 6379
+DEFAULT_DASHBOARD_PORT = 8265
 
 
 @dataclass(frozen=True)

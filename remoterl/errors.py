@@ -10,7 +10,8 @@ RemoteRLError (a RuntimeError)
 ├── UnsupportedError          (also a NotImplementedError)  something remoterl cannot do remotely
 ├── NotShippableError                                       a factory cannot travel to a simulator
 ├── RemoteEnvError                                          an environment raised what cannot be pickled
-└── EnvRunnerLostError                                      an env runner, or its simulator, died
+├── EnvRunnerLostError                                      an env runner, or its simulator, died
+└── CapacityError                                           the cluster has not got what an algorithm asks for
 
 Every message says what was expected, what arrived, and what to change. All of them survive pickling.
 """
@@ -22,6 +23,7 @@ import gymnasium.error
 __all__ = [
     "AlreadyInitializedError",
     "AuthenticationError",
+    "CapacityError",
     "ConfigurationError",
     "EnvRunnerLostError",
     "NotShippableError",
@@ -77,6 +79,10 @@ class RemoteEnvError(RemoteRLError):
 
 class EnvRunnerLostError(RemoteRLError):
     """An env runner (or the simulator it ran on) died with rows of this vector env on it."""
+
+
+class CapacityError(RemoteRLError):
+    """The cluster has fewer env runners (or CPUs, GPUs) to give than an algorithm or a trial asks for."""
 
 
 class RemoteTraceback(Exception):

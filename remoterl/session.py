@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import atexit
 import difflib
+import functools
+import importlib
 import os
 import re
 import socket
@@ -15,7 +17,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any, cast
 
@@ -24,6 +26,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.envs.registration import registry as trainers_registry
 from gymnasium.vector import AutoresetMode
 
+from remoterl import capacity
 from remoterl import messages as m
 from remoterl._logging import logger
 from remoterl.actors import directory
@@ -32,7 +35,7 @@ from remoterl.actors.env_runner import EnvRunner
 from remoterl.channels.actor import ActorChannel
 from remoterl.cluster.connection import Connection, connect
 from remoterl.config import TrainerConfig
-from remoterl.errors import EnvRunnerLostError, UnknownEnvironmentError
+from remoterl.errors import CapacityError, EnvRunnerLostError, UnknownEnvironmentError
 from remoterl.patches import backend as patches_backend
 from remoterl.patches import ray as ray_patches
 from remoterl.patches.base import AfterImport, UndoLog
@@ -43,21 +46,29 @@ from remoterl.vector.core import Assignment, RowsRaised, RunnerLink, VectorCore,
 RETRY_PERIOD_S = 0.5
 ENV_RUNNER_START_S = 10.0  # a process and its imports, on a busy machine
 CLOSE_TIMEOUT_S = 5.0
-# Where everything of Stable-Baselines3 that is patched is complete, whatever part of it the script imports.
-SB3_READY = "stable_baselines3.common.env_util"
+# Module of a library -> our patches of it. Each is the one where everything that is patched is complete, whatever part
+# of the library the script imports.
+PATCHED_WHEN_IMPORTED = {
+    "stable_baselines3.common.env_util": "remoterl.patches.stable_baselines3",
+    "ray.tune": "remoterl.patches.tune",
+    "ray.rllib.algorithms.algorithm": "remoterl.patches.rllib",
+}
 
 
 class Session:
     """One trainer's env runners and patches. Open it with `open_session`."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, num_env_runners: int, timeout_s: float) -> None:
         self.connection = connection
+        self._wanted = num_env_runners
+        self._timeout_s = timeout_s
         self.runners: list[RunnerLink] = []
         self._actors: list[Any] = []
         self._last_failure = ""  # of an env runner that did not come up
         self._spec_shipper = registrations.SpecShipper()
         self._undo = UndoLog()
-        self._after_import: AfterImport | None = None
+        self._waiting_for_imports: list[AfterImport] = []
+        self._at_end: list[Callable[[], None]] = []
         self._cores: weakref.WeakSet[VectorCore] = weakref.WeakSet()
         self._garbage: SimpleQueue[Any] = SimpleQueue()
         self._closed = False
@@ -76,20 +87,21 @@ class Session:
 
     # ---- opening ---------------------------------------------------------------------------------------------
 
-    def start(self, wanted: int, deadline: float) -> bool:
+    def start(self, deadline: float) -> bool:
         """Place env runners and install the patches; False where there is no simulator with a free unit."""
-        if not self._place(wanted, deadline):
+        if not self._place(deadline):
             return False
         threading.Thread(target=self._collect_garbage, name="remoterl-garbage", daemon=True).start()
         atexit.register(self.close)
         self._install_patches()
         return True
 
-    def _place(self, wanted: int, deadline: float) -> bool:
+    def _place(self, deadline: float) -> bool:
         waited = False
+        wanted = self._wanted
         while True:
             simulators = directory.find_simulators(deadline)
-            counts = plan(_free_units(simulators, deadline), wanted)
+            counts = plan(capacity.free_units(simulators, deadline), wanted)
             if counts:
                 self._create(simulators, counts, deadline)
             if self.runners or time.monotonic() + RETRY_PERIOD_S >= deadline:
@@ -158,6 +170,7 @@ class Session:
             self.runners.append(
                 RunnerLink(
                     channel=ActorChannel(actor, place),
+                    actor=actor,
                     simulator=simulator.name,
                     node_id=simulator.node_id,
                     pid=info.pid,
@@ -172,15 +185,16 @@ class Session:
         patches_backend.set_backend(self)
         self._undo.install(gymnasium_patches.TABLE)
         self._undo.install(ray_patches.table(self.connection.context, self.close))
-        self._after_import = AfterImport(SB3_READY, self._patch_sb3)
-        self._after_import.arm()
+        for module, patches in PATCHED_WHEN_IMPORTED.items():
+            waiting = AfterImport(module, functools.partial(self._patch_library, patches))
+            self._waiting_for_imports.append(waiting)
+            waiting.arm()
 
-    def _patch_sb3(self) -> None:
-        from remoterl.patches import stable_baselines3
-
+    def _patch_library(self, patches: str) -> None:
+        table = importlib.import_module(patches).TABLE
         with self._lock:
             if not self._closed:
-                self._undo.install(stable_baselines3.TABLE)
+                self._undo.install(table)
 
     # ---- the patches' backend --------------------------------------------------------------------------------
 
@@ -253,8 +267,30 @@ class Session:
                 return reply.spec
         raise self._unknown(env_id)
 
+    def simulators_know(self, env_id: str) -> bool:
+        """See `patches.backend.Backend.simulators_know`."""
+        simulators = directory.find_simulators(time.monotonic() + self._timeout_s)
+        return bool(simulators) and all(_knows(simulator.info.environments, env_id) for simulator in simulators)
+
+    def make_room(self, needs: Mapping[str, float], what: str) -> None:
+        """See `patches.backend.Backend.make_room`."""
+        idle = [runner for runner in self.runners if runner.rows == 0]
+        for runner in idle:
+            self.runners.remove(runner)
+            self._kill(runner.actor)
+        capacity.require(needs, what, self._timeout_s)
+
+    def at_end(self, undo: Callable[[], None]) -> None:
+        """See `patches.backend.Backend.at_end`."""
+        self._at_end.append(undo)
+
     def _runners_for(self, env_id: str | None) -> list[RunnerLink]:
         """The env runners whose simulator can make this id; all of them where the trainer can mirror it."""
+        if not self.runners and not self._place(time.monotonic() + self._timeout_s):  # they made room for RLlib's
+            raise CapacityError(
+                "No simulator has an env runner left for this environment, since RLlib's hold them all. Stop an "
+                "algorithm, or start another simulator."
+            )
         living = self._living()
         if not living:
             raise EnvRunnerLostError(
@@ -303,6 +339,7 @@ class Session:
         try:
             self._unpatch()
             self._close_environments()
+            self._undo_at_end()
         finally:  # also where Ctrl-C interrupts an environment's close
             self._garbage.put(None)
             try:
@@ -320,8 +357,8 @@ class Session:
 
     def _unpatch(self) -> None:
         atexit.unregister(self.close)
-        if self._after_import is not None:
-            self._after_import.remove()
+        for waiting in self._waiting_for_imports:
+            waiting.remove()
         self._undo.undo()
         patches_backend.set_backend(None)
 
@@ -334,6 +371,18 @@ class Session:
                 core.await_close(tickets, deadline)
             except Exception as error:
                 logger.warning("An environment failed to close: %s", error)
+
+    def _undo_at_end(self) -> None:
+        """Whose connection it is, his it stays; our own takes everything with it."""
+        import ray
+
+        if self.connection.kind != "existing" or not ray.is_initialized():
+            return
+        for undo in reversed(self._at_end):
+            try:
+                undo()
+            except Exception as error:
+                logger.warning("While the session was closed: %s", error)
 
     def _kill(self, actor: Any) -> None:
         import ray
@@ -367,9 +416,9 @@ def open_session(config: TrainerConfig) -> Session | None:
     )
     if connection is None:
         return None
-    session = Session(connection)
+    session = Session(connection, config.total_env_runners, config.timeout_s)
     try:
-        if not session.start(config.total_env_runners, deadline):
+        if not session.start(deadline):
             session.close()
             return None
     except BaseException:
@@ -385,19 +434,6 @@ def open_session(config: TrainerConfig) -> Session | None:
         connection.description,
     )
     return session
-
-
-def _free_units(simulators: Sequence[directory.SimulatorHandle], deadline: float) -> dict[str, int]:
-    import ray
-
-    if not simulators:
-        return {}
-    try:
-        free = ray.get(simulators[0].actor.free_units.remote(), timeout=max(1.0, deadline - time.monotonic()))
-    except (ray.exceptions.RayError, AttributeError, ImportError) as error:
-        logger.debug("Ray's view of free units can't be read (%s); counting env runners instead", error)
-        free = {simulator.node_id: simulator.units - len(simulator.info.env_runners) for simulator in simulators}
-    return {simulator.node_id: int(free.get(simulator.node_id, 0)) for simulator in simulators}
 
 
 def _num_nodes() -> int:

@@ -15,6 +15,7 @@ import site
 import sys
 import sysconfig
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -55,7 +56,7 @@ def ship(value: Any) -> bytes:
         StaysLocal: it holds a live environment, or something else that can't be pickled.
     """
     try:
-        with _beside_the_script_by_value():
+        with beside_the_script_by_value(cloudpickle):
             return _dumps(value)
     except StaysLocal:
         raise
@@ -110,25 +111,40 @@ def _load(module: str, name: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-_by_value_lock = threading.RLock()
+_by_value_lock = threading.Lock()
+_holders: Counter[tuple[str, str]] = Counter()  # (pickler, module) -> how many want it by value just now
 _beside_by_name: dict[str, tuple[int, bool]] = {}  # module name -> (id of the module, is it beside the script)
 
 
 @contextmanager
-def _beside_the_script_by_value() -> Iterator[None]:
-    """Let cloudpickle send modules beside the script by value; what a script registered itself stays so."""
+def beside_the_script_by_value(pickler: ModuleType) -> Iterator[None]:
+    """Let `pickler` send modules beside the script by value; what a script registered itself stays so.
+
+    Args:
+        pickler: cloudpickle, or the copy of it that Ray carries (`ray.cloudpickle`).
+    """
+    modules = [module for name, module in list(sys.modules.items()) if _is_beside_cached(name, module)]
     with _by_value_lock:
-        registered: list[ModuleType] = []
-        try:
-            already = cloudpickle.list_registry_pickle_by_value()
-            for name, module in list(sys.modules.items()):
-                if _is_beside_cached(name, module) and module.__name__ not in already:
-                    cloudpickle.register_pickle_by_value(module)
-                    registered.append(module)
-            yield
-        finally:
-            for module in registered:
-                cloudpickle.unregister_pickle_by_value(module)
+        held = [(pickler, module) for module in modules if _hold_by_value(pickler, module)]
+    try:
+        yield
+    finally:
+        with _by_value_lock:
+            for pickler, module in held:
+                _holders[pickler.__name__, module.__name__] -= 1
+                if _holders[pickler.__name__, module.__name__] == 0:
+                    pickler.unregister_pickle_by_value(module)
+
+
+def _hold_by_value(pickler: ModuleType, module: ModuleType) -> bool:
+    """Register the module, or count one more who wants it so; False where the script registered it itself."""
+    key = pickler.__name__, module.__name__
+    if not _holders[key]:
+        if module.__name__ in pickler.list_registry_pickle_by_value():
+            return False
+        pickler.register_pickle_by_value(module)
+    _holders[key] += 1
+    return True
 
 
 def _is_beside_cached(name: str, module: ModuleType) -> bool:

@@ -7,20 +7,21 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from remoterl._logging import logger
 from remoterl.actors import directory, registry
 from remoterl.cluster import auth, connection, probe
 from remoterl.cluster.node import Node, NodeFailedError
-from remoterl.config import Address, SimulatorConfig
+from remoterl.config import Address, SimulatorConfig, parse_address
 from remoterl.errors import ConfigurationError, RemoteRLError, VersionMismatchError
 from remoterl.shipping import is_installed
 
 STATUS_PERIOD_S = 10.0
 HUB_START_TIMEOUT_S = 60.0
+PRELOAD_VARIABLE = "RAY_preload_python_modules"  # Ray imports these in every worker process of a node
 
 
 class SimulatorRun:
@@ -54,30 +55,36 @@ class SimulatorRun:
         if hub is _UNREACHABLE:
             return False
         api_key = config.api_key if hub is not None else config.api_key or auth.make_key()
-        undo_key = auth.use_key(api_key)
-        node = Node(
-            name=config.name,
-            units=config.max_env_runners,
-            address=hub,
-            api_key=api_key,
-            labels=config.labels,
-            num_cpus=None if hub is None else 0,
-        )
-        try:
-            registry_file = node.folder / "environments.pickle"
-            registry.save(registry_file)
-            if hub is not None:
+        with ExitStack() as ending:
+            ending.callback(auth.use_key(api_key))
+            hub_node = None
+            if hub is None:
+                # A node of its own, with this machine's CPUs: trials and learners find a place that is no simulator.
+                hub_node = Node(name="hub", units=0, address=None, api_key=api_key, labels={}, num_cpus=None)
+                ending.callback(hub_node.stop)
+                hub_node.start({})
+                hub_address = self._wait_for(hub_node, HUB_START_TIMEOUT_S)
+                if hub_address is None:
+                    return self._stop.is_set()
+                hub = parse_address(hub_address, "the hub's address")
+            else:
                 _check_versions(hub)
-            node.start({registry.REGISTRY_VARIABLE: str(registry_file), "PYTHONPATH": _python_path()})
-            timeout_s = HUB_START_TIMEOUT_S if hub is None else max(1.0, deadline - time.monotonic())
+            node = Node(
+                name=config.name,
+                units=config.max_env_runners,
+                address=hub,
+                api_key=api_key,
+                labels=config.labels,
+                num_cpus=0,
+            )
+            ending.callback(node.stop)
+            node.start(_worker_environment(node))
+            timeout_s = HUB_START_TIMEOUT_S if hub_node else max(1.0, deadline - time.monotonic())
             gcs_address = self._wait_for(node, timeout_s)
             if gcs_address is None:
                 return self._stop.is_set()
-            self._serve(node, gcs_address, listen)
+            self._serve(node, hub_node, gcs_address, listen)
             return True
-        finally:
-            node.stop()
-            undo_key()
 
     def _wait_for(self, node: Node, timeout_s: float) -> str | None:
         end = time.monotonic() + timeout_s
@@ -98,7 +105,7 @@ class SimulatorRun:
             )
         return None
 
-    def _serve(self, node: Node, gcs_address: str, listen: Callable[[], None]) -> None:
+    def _serve(self, node: Node, hub_node: Node | None, gcs_address: str, listen: Callable[[], None]) -> None:
         import ray
 
         opened_here = not ray.is_initialized()
@@ -117,39 +124,42 @@ class SimulatorRun:
             _refuse_a_taken_name(own)
             actor = directory.create_simulator_actor(own, detached=True)
             ray.get(actor.ping.remote(), timeout=60)
-            self._announce(node, gcs_address)
-            self._watch(node, own, actor)
+            self._announce(node, hub_node, gcs_address)
+            self._watch([node, *filter(None, [hub_node])], own, actor)
         finally:
             _leave(actor, opened_here)
 
-    def _announce(self, node: Node, gcs_address: str) -> None:
+    def _announce(self, node: Node, hub_node: Node | None, gcs_address: str) -> None:
         logger.info(
             "Simulator %s is up: %d env runners to give, hub %s. Ctrl-C stops it.",
             node.name,
             self.config.max_env_runners,
             gcs_address,
         )
-        if node.is_hub:
+        if hub_node is not None:
             host = gcs_address.rpartition(":")[0]
             logger.info(
-                "It is the hub too. The others set REMOTERL_API_KEY to this cluster's key (`ray get-auth-token` shows "
-                "it, where you gave none) and then: simulators REMOTERL_ADDRESS=%s, trainers REMOTERL_ADDRESS=ray://%s:%s.",
+                "It started the hub too. The others set REMOTERL_API_KEY to this cluster's key (`ray get-auth-token` "
+                "shows it, where you gave none) and then: simulators REMOTERL_ADDRESS=%s, "
+                "trainers REMOTERL_ADDRESS=ray://%s:%s. On this machine, jobs are submitted at http://127.0.0.1:%s.",
                 gcs_address,
                 host,
-                node.client_port,
+                hub_node.client_port,
+                hub_node.dashboard_port,
             )
 
-    def _watch(self, node: Node, own: dict[str, Any], actor: Any) -> None:
+    def _watch(self, nodes: Sequence[Node], own: dict[str, Any], actor: Any) -> None:
         import ray
 
         shown: tuple[int, int, int] | None = None
         last_steps, last_time = 0, time.monotonic()
         while not self._stop.wait(STATUS_PERIOD_S if shown is not None else 1.0):
-            if not node.is_running():
-                raise RemoteRLError(
-                    f"The Ray node of simulator {node.name} ended by itself; start the simulator again. It said:\n"
-                    f"{node.last_lines()}"
-                )
+            for node in nodes:
+                if not node.is_running():
+                    raise RemoteRLError(
+                        f"The Ray node {node.name} of this simulator ended by itself; start the simulator again. "
+                        f"It said:\n{node.last_lines()}"
+                    )
             try:
                 info = ray.get(actor.describe.remote(), timeout=STATUS_PERIOD_S)
             except ray.exceptions.RayActorError:
@@ -167,7 +177,7 @@ class SimulatorRun:
                 shown = (in_use, rows, rate)
                 logger.info(
                     "%s: %d of %d env runners in use, %d rows, %s steps/s",
-                    node.name, in_use, self.config.max_env_runners, rows, f"{rate:,}",
+                    nodes[0].name, in_use, self.config.max_env_runners, rows, f"{rate:,}",
                 )  # fmt: skip
 
     @contextmanager
@@ -283,6 +293,18 @@ def _leave(actor: Any, disconnect: bool) -> None:
             step()
         except Exception as error:
             logger.debug("while leaving: %s", error)
+
+
+def _worker_environment(node: Node) -> dict[str, str]:
+    """What every worker process of the node finds in its environment: this process's environments and its code."""
+    registry_file = node.folder / "environments.pickle"
+    registry.save(registry_file)
+    preload = os.environ.get(PRELOAD_VARIABLE)
+    return {
+        registry.REGISTRY_VARIABLE: str(registry_file),
+        PRELOAD_VARIABLE: ",".join(filter(None, [preload, "remoterl.actors.preload"])),
+        "PYTHONPATH": _python_path(),
+    }
 
 
 def _python_path() -> str:

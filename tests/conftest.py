@@ -17,6 +17,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from processes import KEY, Cluster, clean_environment, wait_until
+from rllib_fixtures import node_names, rllib_cluster, rllib_session  # noqa: F401
 
 import remoterl
 
@@ -88,6 +89,23 @@ def patched_places() -> dict[str, Any]:
         "make_vec_env": (env_util.make_vec_env, env_util.make_vec_env.__code__),
         "ray": (ray.init, ray.shutdown, ray._private.worker.shutdown),
         "meta_path": list(sys.meta_path),
+        **({} if "ray.rllib.algorithms.algorithm" not in sys.modules else _rllibs_places()),
+    }
+
+
+def _rllibs_places() -> dict[str, Any]:
+    import ray.cloudpickle
+    from ray import tune
+    from ray.rllib.algorithms.algorithm import Algorithm
+    from ray.rllib.env.env_runner_group import EnvRunnerGroup
+
+    return {
+        "Algorithm": dict(vars(Algorithm)),
+        "EnvRunnerGroup": dict(vars(EnvRunnerGroup)),
+        "Tuner": dict(vars(tune.Tuner)),
+        "registry": dict(vars(tune.registry._Registry)),
+        "run": (tune.run, tune.tune.run, tune.impl.tuner_internal.run),
+        "by value": ray.cloudpickle.list_registry_pickle_by_value(),
     }
 
 

@@ -82,31 +82,39 @@ class Process:
         return code
 
 
-def start_simulator(name: str, address: str | None, *options: str, folder: str) -> Process:
-    """`remoterl simulate` in the environment that has neither torch nor Stable-Baselines3."""
-    assert SIMULATOR_PYTHON.exists(), "run `make test`: it makes the virtual environment of the simulators"
-    command = [str(SIMULATOR_PYTHON), "-m", "remoterl", "simulate", "--name", name, *options]
+def start_simulator(name: str, address: str | None, *options: str, folder: str, python: Path) -> Process:
+    """`remoterl simulate` with the environments of `simulator_only` on its path."""
+    assert python.exists(), "run `make test`: it makes the virtual environment of the simulators"
+    command = [str(python), "-m", "remoterl", "simulate", "--name", name, *options]
     if address is not None:
         command += ["--address", address]
     return Process(*command, RAY_TMPDIR=folder, PYTHONPATH=str(ROOT / "tests" / "simulator_only"))
 
 
 class Cluster:
-    """A hub that is a simulator too, and more simulators, each a process of its own."""
+    """A hub that is a simulator too, and more simulators, each a process of its own.
 
-    def __init__(self) -> None:
+    Args:
+        python: what the simulators run on; by default one that has neither torch nor Stable-Baselines3.
+        units: env runners of each simulator.
+    """
+
+    def __init__(self, python: Path = SIMULATOR_PYTHON, units: int = 8) -> None:
+        self._python = python
+        self._units = units
         self.folder = tempfile.mkdtemp(prefix="rrl-", dir="/tmp")
         self.simulators: dict[str, Process] = {}
         self.add("alpha")
         self.gcs_address = Path(self.folder, "ray", "ray_current_cluster").read_text().strip()
         log = self.simulators["alpha"].output
-        self.client_address = "ray://" + log.split("trainers REMOTERL_ADDRESS=ray://")[1].split(".\n")[0].split()[0]
+        self.client_address = "ray://" + log.split("trainers REMOTERL_ADDRESS=ray://")[1].split()[0].rstrip(".")
+        self.dashboard = log.split("jobs are submitted at ")[1].split()[0].rstrip(".")
 
     def add(self, name: str, *options: str) -> Process:
         address = self.gcs_address if self.simulators else None
         registered = [word for module in ("only_here", "ale_py", "minigrid") for word in ("--register", module)]
-        options = (*registered, "--max-env-runners", "8", *options)
-        process = start_simulator(name, address, *options, folder=self.folder)
+        options = (*registered, "--max-env-runners", str(self._units), *options)
+        process = start_simulator(name, address, *options, folder=self.folder, python=self._python)
         self.simulators[name] = process
         process.wait_for("is up")
         return process

@@ -21,7 +21,7 @@ from gymnasium.envs.registration import EnvCreator, EnvSpec, load_env_creator, r
 
 from remoterl._logging import logger
 from remoterl.errors import NotShippableError
-from remoterl.shipping import StaysLocal, is_beside, is_beside_the_script, ship
+from remoterl.shipping import StaysLocal, is_beside, is_beside_the_script, ship, unship
 
 REGISTRY_VARIABLE = "REMOTERL_REGISTRY"
 
@@ -148,6 +148,20 @@ def _lies_beside_the_script(module_name: str) -> bool:
     except (ImportError, ValueError):
         return False
     return found is not None and found.origin is not None and is_beside(found.origin)
+
+
+class MirroredCreator:
+    """RLlib's kind of environment creator, for an id that only the trainer registered: its spec travels along."""
+
+    def __init__(self, spec: EnvSpec) -> None:
+        self._env_id = spec.id
+        self._spec = ship(with_local_code(spec))
+
+    def __call__(self, env_context: Mapping[str, Any]) -> gymnasium.Env:
+        return gymnasium.make(unship(self._spec), **env_context)
+
+    def __repr__(self) -> str:
+        return f"<creator of the trainer's {self._env_id}>"
 
 
 def add_specs(data: bytes, own: frozenset[str]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from remoterl.actors.directory import NAME_LABEL, RESOURCE
 from remoterl.cluster.auth import key_environment
-from remoterl.config import DEFAULT_CLIENT_PORT, DEFAULT_GCS_PORT, Address
+from remoterl.config import DEFAULT_CLIENT_PORT, DEFAULT_DASHBOARD_PORT, DEFAULT_GCS_PORT, Address
 
 STOP_TIMEOUT_S = 15.0
 # Simulators move small messages; Ray's default of 30 % of the machine is for data that they don't have.
@@ -35,7 +35,7 @@ class Node:
 
     Args:
         name: the node's name and the value of its label `remoterl-name`.
-        units: how many units of `env_runner` it offers.
+        units: how many units of `env_runner` it offers; 0 for a hub, which is no simulator.
         address: the hub's GCS address; None starts a hub (a head node) here.
         api_key: the cluster's key, handed over in the child's environment.
         labels: further labels of the node.
@@ -57,10 +57,11 @@ class Node:
         self._units = units
         self._hub = address
         self._api_key = api_key
-        self._labels = {NAME_LABEL: name, **labels}
+        self._labels = {NAME_LABEL: name, **labels} if units else dict(labels)
         self._num_cpus = num_cpus
         self._process: subprocess.Popen[bytes] | None = None
         self.client_port: int | None = None
+        self.dashboard_port: int | None = None
 
     @property
     def is_hub(self) -> bool:
@@ -79,27 +80,29 @@ class Node:
         """
         arguments = [
             "--node-name", self.name,
-            "--labels", ",".join(f"{key}={value}" for key, value in self._labels.items()),
-            "--resources", json.dumps({RESOURCE: self._units}),
             "--min-worker-port", "0",
             "--max-worker-port", "0",
             "--dashboard-agent-listen-port", "0",
-            "--object-store-memory", str(OBJECT_STORE_BYTES),
             "--disable-usage-stats",
             "--block",
         ]  # fmt: skip
+        if self._labels:
+            arguments += ["--labels", ",".join(f"{key}={value}" for key, value in self._labels.items())]
+        if self._units:
+            arguments += ["--resources", json.dumps({RESOURCE: self._units})]
+            arguments += ["--object-store-memory", str(OBJECT_STORE_BYTES)]
         if self._num_cpus is not None:
             arguments += ["--num-cpus", str(self._num_cpus)]
         if self._hub is None:
             self.client_port = _free_port(DEFAULT_CLIENT_PORT)
+            self.dashboard_port = _free_port(DEFAULT_DASHBOARD_PORT)
             arguments += [
                 "--head",
-                "--port",
-                str(_free_port(DEFAULT_GCS_PORT)),
-                "--include-dashboard",
-                "false",
-            ]
-            arguments += ["--ray-client-server-port", str(self.client_port)]
+                "--port", str(_free_port(DEFAULT_GCS_PORT)),
+                "--ray-client-server-port", str(self.client_port),
+                "--include-dashboard", "true",  # jobs are submitted there
+                "--dashboard-port", str(self.dashboard_port),
+            ]  # fmt: skip
             self._marker.unlink(missing_ok=True)
         else:
             arguments += ["--address", self._hub.target, "--temp-dir", str(self.temporary_folder)]

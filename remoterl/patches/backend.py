@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from remoterl.vector.core import VectorCore
 
 
 class Backend(Protocol):
-    """Opens rows on env runners, and knows which environments the simulators have."""
+    """Opens rows on env runners, knows which environments the simulators have, and makes room for RLlib's."""
 
     def open(
         self,
@@ -36,6 +36,23 @@ class Backend(Protocol):
         Raises:
             UnknownEnvironmentError: no simulator knows it, nor does this process.
         """
+
+    def simulators_know(self, env_id: str) -> bool:
+        """Can every simulator make this id by itself?"""
+
+    def make_room(self, needs: Mapping[str, float], what: str) -> None:
+        """Give back the session's idle env runners, and wait until the cluster has free what `what` needs.
+
+        Args:
+            needs: Ray resource -> how much of it.
+            what: what asks for it, for messages.
+
+        Raises:
+            CapacityError: it is not free within the session's `timeout_s`.
+        """
+
+    def at_end(self, undo: Callable[[], None]) -> None:
+        """Call `undo` when the session ends and leaves Ray's connection open, because the script had opened it."""
 
 
 _backend: Backend | None = None

@@ -2,7 +2,7 @@
 
 Three kinds of replacement, all of them an attribute of an owner that stays the same object:
 
-* a class: its `__init__` (the class object, and so every import and subclass of it, stays);
+* a method of a class, mostly `__init__` (the class object, and so every import and subclass of it, stays);
 * a plain function: its `__code__` (the function object, and so every import of it, stays);
 * a function that can't be changed from inside (Ray's are wrapped): the name in every module that holds it.
 
@@ -27,15 +27,14 @@ class Patch:
 
     Args:
         module, name: where the original is defined.
-        how: `init`, `code` or `name`, as above.
-        replacement: for `init`, a function (original __init__) -> new __init__; for `code`, a function of
-            the same signature that takes its names from the original's module; for `name`, a function
-            (original) -> new function.
+        how: `method` (of `Class.method`), `code` or `name`, as above.
+        replacement: for `method` and `name`, a function (original) -> new function; for `code`, a function
+            of the same signature that takes its names from the original's module.
     """
 
     module: str
     name: str
-    how: Literal["init", "code", "name"]
+    how: Literal["method", "code", "name"]
     replacement: Callable[..., Any]
 
 
@@ -66,9 +65,12 @@ class UndoLog:
                 setattr(module, attribute, original)
 
     def _install(self, patch: Patch) -> None:
-        original = getattr(importlib.import_module(patch.module), patch.name)
-        if patch.how == "init":
-            self._replace(original, "__init__", patch.replacement(original.__init__))
+        owner: Any = None
+        original: Any = importlib.import_module(patch.module)
+        for name in patch.name.split("."):
+            owner, original = original, getattr(original, name)
+        if patch.how == "method":
+            self._replace(owner, name, patch.replacement(original))
         elif patch.how == "code":
             _check_same_signature(original, patch.replacement)
             self._replace(original, "__code__", patch.replacement.__code__)

@@ -157,6 +157,6 @@ def _id_of(env: str | EnvSpec) -> str | None:
 TABLE = (
     Patch("gymnasium.envs.registration", "make", "code", _make_code),
     Patch("gymnasium.envs.registration", "make_vec", "code", _make_vec_code),
-    Patch("gymnasium.vector.sync_vector_env", "SyncVectorEnv", "init", _sync_init),
-    Patch("gymnasium.vector.async_vector_env", "AsyncVectorEnv", "init", _async_init),
+    Patch("gymnasium.vector.sync_vector_env", "SyncVectorEnv.__init__", "method", _sync_init),
+    Patch("gymnasium.vector.async_vector_env", "AsyncVectorEnv.__init__", "method", _async_init),
 )

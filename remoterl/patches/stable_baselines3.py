@@ -67,6 +67,6 @@ _make_vec_env_original = env_util.make_vec_env.__code__
 
 TABLE = (
     Patch("stable_baselines3.common.env_util", "make_vec_env", "code", _make_vec_env_code),
-    Patch("stable_baselines3.common.vec_env.dummy_vec_env", "DummyVecEnv", "init", _dummy_init),
-    Patch("stable_baselines3.common.vec_env.subproc_vec_env", "SubprocVecEnv", "init", _subproc_init),
+    Patch("stable_baselines3.common.vec_env.dummy_vec_env", "DummyVecEnv.__init__", "method", _dummy_init),
+    Patch("stable_baselines3.common.vec_env.subproc_vec_env", "SubprocVecEnv.__init__", "method", _subproc_init),
 )

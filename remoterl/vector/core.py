@@ -34,6 +34,7 @@ class RunnerLink:
     """An env runner as the trainer holds it: where it is, how it is reached, how many rows it has."""
 
     channel: Channel
+    actor: Any
     simulator: str
     node_id: str
     pid: int

@@ -38,7 +38,7 @@ def remote_init(original):  # type: ignore[no-untyped-def]
 
 TABLE = (
     Patch("toy_library", "make", "code", remote_make),
-    Patch("toy_library", "Thing", "init", remote_init),
+    Patch("toy_library", "Thing.__init__", "method", remote_init),
     Patch("toy_library", "wrapped", "name", lambda original: lambda: "remote"),
 )
 

@@ -1,0 +1,27 @@
+"""Code that lies beside the trainer's script, sent along by Ray's own pickler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from remoterl.shipping import beside_the_script_by_value
+
+
+@contextmanager
+def code_travels(*values: Any) -> Iterator[None]:
+    """What Ray pickles in here takes modules beside the script along by value, if `values` can be pickled so.
+
+    Where they can't (a module holds a lock, say), they go by reference as they always do, and the simulators
+    need the module on their path or in the `runtime_env`.
+    """
+    import ray.cloudpickle
+
+    with ExitStack() as by_value:
+        by_value.enter_context(beside_the_script_by_value(ray.cloudpickle))
+        try:
+            ray.cloudpickle.dumps(values)
+        except Exception:
+            by_value.close()
+        yield

@@ -1,0 +1,161 @@
+"""What is too much to ask, what is lost, and how it ends: RLlib's env runners leave the simulators."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import ray
+from conftest import patched_places
+from processes import KEY, ROOT, Cluster, Process, wait_until
+from ray.rllib.algorithms.ppo import PPOConfig
+from rllib_fixtures import assert_no_rllib_left
+
+import remoterl
+from remoterl.errors import CapacityError, UnsupportedError
+
+SMALL: dict[str, Any] = {"train_batch_size_per_learner": 64, "minibatch_size": 32, "num_epochs": 1}
+
+
+def ppo(num_env_runners: int) -> PPOConfig:
+    config = PPOConfig().environment("CartPole-v1").env_runners(num_env_runners=num_env_runners)
+    return config.training(**SMALL)
+
+
+def fields(config_class: str) -> dict[str, str]:
+    """Every field of a new config, as text."""
+    import ray.rllib.algorithms.ppo as module
+
+    return {
+        name: re.sub(r" at 0x\w+", "", repr(value)) for name, value in vars(getattr(module, config_class)()).items()
+    }
+
+
+def where(algo: Any) -> list[str]:
+    return algo.env_runner_group.foreach_env_runner(
+        lambda _: ray.get_runtime_context().get_node_id(), local_env_runner=False
+    )
+
+
+@pytest.mark.parametrize("kind", ["driver", "client"])
+def test_too_few_units(rllib_cluster: Cluster, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    before = patched_places()
+    assert remoterl.init(KEY, address=rllib_cluster.address(kind), timeout_s=2)
+    try:
+        with caplog.at_level("INFO", "remoterl"), pytest.raises(CapacityError) as raised:
+            ppo(9).build_algo()
+        assert "asks for 9 env runners" in str(raised.value) and "8 free of 8" in str(raised.value)
+        assert "remoterl simulate" in str(raised.value)
+        assert sum("Waiting up to 2 s" in record.message for record in caplog.records) == 1
+        with pytest.raises(CapacityError, match=r"asks for 10 env runners.*of 8"):
+            ppo(8).evaluation(evaluation_num_env_runners=2, evaluation_interval=1).build_algo()
+        with pytest.raises(CapacityError, match=r"asks for 12 env runners"):
+            ray.tune.run("PPO", config={"env": "CartPole-v1", "num_env_runners": ray.tune.grid_search([2, 12])})
+        with pytest.raises(CapacityError, match=r"asks for 50 CPU, the cluster has"):
+            ppo(1).learners(num_learners=50).build_algo()
+        assert type(gym.make("CartPole-v1")).__name__ == "RemoteEnv"  # nothing was lost by asking
+    finally:
+        remoterl.shutdown()
+    assert patched_places() == before
+    assert_no_rllib_left(rllib_cluster)
+
+
+def test_a_session_on_the_scripts_own_connection(
+    rllib_cluster: Cluster, node_names: Callable[[Any], list[str]], locally: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`remoterl.shutdown()` leaves Ray connected, and nothing on the simulators; later algorithms are local."""
+    from remoterl.cluster import auth
+
+    expected = locally(fields, "PPOConfig")
+    before = patched_places()
+    undo_key = auth.use_key(KEY)
+    ray.init(rllib_cluster.gcs_address, log_to_driver=False)
+    try:
+        assert remoterl.init(num_env_runners=1)
+        algo = ppo(2).build_algo()
+        assert node_names(where(algo)) == ["alpha", "beta"]
+        remoterl.shutdown()
+        assert ray.is_initialized()
+        assert patched_places() == before
+        assert_no_rllib_left(rllib_cluster)
+        assert fields("PPOConfig") == expected
+        algo = ppo(1).build_algo()
+        assert node_names(where(algo)) == ["hub"]
+        assert algo.config.num_cpus_per_env_runner == 1 and algo.config.custom_resources_per_env_runner == {}
+        algo.stop()
+    finally:
+        ray.shutdown()
+        undo_key()
+
+
+@pytest.mark.parametrize(
+    ("kind", "end"),
+    [
+        ("driver", "ray.shutdown"),
+        ("client", "shutdown"),
+        ("driver", "end"),
+        ("client", "exception"),
+        ("driver", "kill"),
+        ("client", "kill"),
+    ],
+)
+def test_the_end_of_a_script(rllib_cluster: Cluster, kind: str, end: str) -> None:
+    address = rllib_cluster.address(kind)
+    script = str(ROOT / "tests" / "scripts" / "rllib_ends.py")
+    trainer = Process(sys.executable, script, end, REMOTERL_ADDRESS=address, OMP_NUM_THREADS="1")
+    trainer.wait_for("TRAINED", 180)
+    if end in ("ray.shutdown", "shutdown"):
+        trainer.wait_for("WAITING", 60)
+    assert_no_rllib_left(rllib_cluster)
+    trainer.process.kill()
+    trainer.process.wait()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["driver", "client"])
+def test_a_simulator_is_killed_in_mid_training(rllib_cluster: Cluster, node_names: Any, kind: str) -> None:
+    gamma = rllib_cluster.add("gamma")
+    assert remoterl.init(KEY, address=rllib_cluster.address(kind))
+    try:
+        algo = ppo(4).build_algo()
+        assert "gamma" in node_names(where(algo))
+        algo.train()
+        tree = gamma.tree()
+        gamma.process.kill()
+        for _ in range(6):
+            result = algo.train()
+        assert result["training_iteration"] == 7
+        deadline = time.monotonic() + 60
+        while algo.env_runner_group.num_healthy_remote_workers() < 4 and time.monotonic() < deadline:
+            algo.train()
+        assert algo.env_runner_group.num_healthy_remote_workers() == 4
+        assert set(node_names(where(algo))) == {"alpha", "beta"}
+        wait_until(lambda: not any(process.is_running() for process in tree), 20, "gamma's processes")
+        algo.stop()
+    finally:
+        remoterl.shutdown()
+        del rllib_cluster.simulators["gamma"]
+        gamma.process.wait()
+    assert_no_rllib_left(rllib_cluster)
+
+
+def test_an_experiment_object(rllib_session: str, node_names: Any, tmp_path: Path) -> None:
+    import rllib_envs
+    from ray import tune
+
+    space = {"env": "CartPole-v1", "num_env_runners": 1, "callbacks": rllib_envs.SaysWhere, **SMALL}
+    options = {"stop": {"training_iteration": 1}, "storage_path": str(tmp_path)}
+    experiment = tune.Experiment("one", "PPO", config=space, **options)
+    analysis = tune.run(experiment, verbose=0)
+    places = analysis.trials[0].last_result["places"]
+    assert set(node_names(places["env_runners"])) <= {"alpha", "beta"}
+    assert "custom_resources_per_env_runner" not in experiment.spec["config"]
+    resourceful = tune.with_resources(tune.registry.get_trainable_cls("PPO"), {"cpu": 1})
+    with pytest.raises(UnsupportedError, match="Tuner"):
+        tune.run(tune.Experiment("two", resourceful, config=space, **options), verbose=0)

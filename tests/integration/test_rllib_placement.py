@@ -1,0 +1,205 @@
+"""Where RLlib's env runners sit, for every algorithm and way to build one; asked of Ray."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import ray
+import rllib_envs
+from processes import wait_until
+
+from remoterl.patches.backend import backend
+
+pytest.importorskip("ray.rllib")
+
+from ray.rllib.algorithms.appo import APPOConfig
+from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.algorithms.impala import IMPALAConfig
+from ray.rllib.algorithms.ppo import PPO, PPOConfig
+
+SMALL: dict[str, Any] = {"train_batch_size_per_learner": 128, "minibatch_size": 64, "num_epochs": 1}
+NET = {"fcnet_hiddens": [16]}
+
+
+def small_ppo(env: Any = "CartPole-v1", **env_config: Any) -> PPOConfig:
+    config = PPOConfig().environment(env, env_config=env_config)
+    return config.env_runners(num_env_runners=2).training(**SMALL).rl_module(model_config=NET)
+
+
+def node_of() -> Any:
+    """A function that gives the node it is called on; one that travels by value, as a script's lambda does."""
+    return lambda _: ray.get_runtime_context().get_node_id()
+
+
+def where(algo: Any, group: str = "env_runner_group") -> list[str]:
+    return getattr(algo, group).foreach_env_runner(node_of(), local_env_runner=False)
+
+
+def free_units() -> int:
+    """As `make_room` sees them."""
+    from remoterl import capacity
+    from remoterl.actors import directory
+
+    return sum(capacity.free_units(directory.find_simulators(), 1e12).values())
+
+
+def test_build_algo_spreads_training_and_evaluation(rllib_session: str, node_names: Any) -> None:
+    config = small_ppo().evaluation(evaluation_num_env_runners=2, evaluation_interval=1)
+    before = config.to_dict()
+    algo = config.build_algo()
+    assert node_names(where(algo)) == ["alpha", "beta"]
+    assert node_names(where(algo, "eval_env_runner_group")) == ["alpha", "beta"]
+    assert free_units() == 4  # ours made room: their number is not RLlib's
+    result = algo.train()
+    assert result["env_runners"]["num_env_steps_sampled_lifetime"] >= 128
+    assert result["evaluation"]["env_runners"]["num_episodes"] > 0
+    algo.stop()
+    wait_until(lambda: free_units() == 8, 20, "units free after algo.stop()")
+    after = config.to_dict()
+    assert {name for name in before if before[name] != after[name]} == set()
+    env = gym.make("CartPole-v1")  # the session is open, and takes env runners of its own again
+    assert type(env).__name__ == "RemoteEnv"
+    env.close()
+
+
+@pytest.mark.parametrize("build", ["class", "dict", "build"])
+def test_every_way_to_build(rllib_session: str, node_names: Any, build: str) -> None:
+    config = small_ppo()
+    if build == "class":
+        algo = PPO(config=config)
+    elif build == "dict":
+        algo = PPO(config={"env": "CartPole-v1", "num_env_runners": 2, "num_envs_per_env_runner": 3, **SMALL})
+        assert algo.config.num_envs_per_env_runner == 3
+    else:
+        algo = config.build()
+    assert node_names(where(algo)) == ["alpha", "beta"]
+    algo.train()
+    algo.stop()
+
+
+def old_stack() -> Any:
+    config = PPOConfig().api_stack(enable_rl_module_and_learner=False, enable_env_runner_and_connector_v2=False)
+    config.environment("CartPole-v1").env_runners(num_env_runners=2, rollout_fragment_length=32)
+    return config.training(train_batch_size=64, minibatch_size=32, num_epochs=1, model={"fcnet_hiddens": [16]})
+
+
+def dqn() -> Any:
+    config = DQNConfig().environment("CartPole-v1").env_runners(num_env_runners=2)
+    config.reporting(min_sample_timesteps_per_iteration=100)
+    return config.training(num_steps_sampled_before_learning_starts=50, train_batch_size_per_learner=16)
+
+
+def asynchronous(config: Any) -> Any:
+    config.environment("CartPole-v1").env_runners(num_env_runners=2).learners(num_learners=0)
+    config.reporting(min_time_s_per_iteration=1)
+    return config.training(train_batch_size_per_learner=100).rl_module(model_config=NET)
+
+
+def multi_agent() -> Any:
+    config = small_ppo(rllib_envs.TwoCartPoles)
+    return config.multi_agent(policies={"left", "right"}, policy_mapping_fn=lambda agent, *_, **__: agent)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [old_stack, dqn, lambda: asynchronous(IMPALAConfig()), lambda: asynchronous(APPOConfig()), multi_agent],
+    ids=["old-stack PPO", "DQN", "IMPALA", "APPO", "multi-agent PPO"],
+)
+def test_algorithms(rllib_session: str, node_names: Any, make: Any) -> None:
+    algo = make().build_algo()
+    assert node_names(where(algo)) == ["alpha", "beta"]
+    for _ in range(3):
+        result = algo.train()
+    assert result["training_iteration"] == 3
+    algo.stop()
+
+
+def test_learners_stay_at_the_hub(rllib_session: str, node_names: Any) -> None:
+    algo = small_ppo().learners(num_learners=1).build_algo()
+    assert node_names(where(algo)) == ["alpha", "beta"]
+    learners = algo.learner_group.foreach_learner(node_of())
+    assert node_names(learner.get() for learner in learners.result_or_errors) == ["hub"]
+    algo.train()
+    algo.stop()
+
+
+def test_own_custom_resources_and_units_stay(rllib_session: str) -> None:
+    config = small_ppo().env_runners(num_env_runners=1, custom_resources_per_env_runner={"env_runner": 2})
+    algo = config.build_algo()
+    assert free_units() == 6
+    algo.stop()
+
+
+@pytest.mark.parametrize("env", ["id", "class", "register_env", "trainer's id", "module:id"])
+def test_environments_only_the_simulators_know(rllib_session: str, node_names: Any, env: str) -> None:
+    """...or only the trainer, in a module that no simulator can import."""
+    from ray import tune
+
+    if env == "id":
+        config = small_ppo("OnlyHere-v0")
+    elif env == "module:id":
+        config = small_ppo("only_here:OnlyHere-v0")
+    elif env == "class":
+        config = small_ppo(rllib_envs.ConfiguredEnv, size=5)
+    elif env == "register_env":
+        tune.register_env(f"mine-{rllib_session}", lambda context: rllib_envs.ConfiguredEnv(context))
+        config = small_ppo(f"mine-{rllib_session}", size=5)
+    else:
+        gym.register("OnTrainer-v0", entry_point=rllib_envs.PlainEnv)
+        config = small_ppo("OnTrainer-v0", size=5)
+    try:
+        algo = config.env_runners(num_envs_per_env_runner=2).build_algo()
+        assert node_names(where(algo)) == ["alpha", "beta"]
+        spaces = algo.env_runner_group.get_spaces()
+        assert spaces["default_policy"][0].shape == ((3,) if env in ("id", "module:id") else (5,))
+        indices = [
+            float(episode.get_observations(0).flat[0])
+            for episodes in algo.env_runner_group.foreach_env_runner(
+                lambda env_runner: env_runner.sample(num_timesteps=4), local_env_runner=False
+            )
+            for episode in episodes
+        ]
+        if env in ("class", "register_env"):
+            assert set(indices) == {1.0, 2.0}  # EnvContext arrives
+        algo.train()
+        algo.stop()
+    finally:
+        gym.registry.pop("OnTrainer-v0", None)
+    assert "only_here" not in sys.modules
+
+
+def test_pettingzoo(rllib_session: str, node_names: Any) -> None:
+    import petting_zoo_env
+    from ray import tune
+    from ray.rllib.env.wrappers.pettingzoo_env import ParallelPettingZooEnv
+
+    tune.register_env("zoo", lambda _: ParallelPettingZooEnv(petting_zoo_env.Meeting()))
+    config = small_ppo("zoo").multi_agent(policies={"all"}, policy_mapping_fn=lambda *_, **__: "all")
+    algo = config.build_algo()
+    assert node_names(where(algo)) == ["alpha", "beta"]
+    algo.train()
+    algo.stop()
+
+
+def test_sampling_in_the_trainers_process(rllib_session: str) -> None:
+    """`num_env_runners=0`: the rows that RLlib steps here are remote ones, like any vector env's."""
+    algo = small_ppo("OnlyHere-v0").env_runners(num_env_runners=0, num_envs_per_env_runner=4).build_algo()
+    rows = algo.env_runner.env.unwrapped
+    assert type(rows).__name__ == "RemoteSyncVectorEnv" and rows.num_envs == 4
+    assert algo.train()["env_runners"]["num_env_steps_sampled_lifetime"] >= 128
+    algo.stop()
+    rows.close()
+    assert backend() is not None
+
+
+def test_connectors_run_beside_the_environment(rllib_session: str, node_names: Any) -> None:
+    from ray.rllib.connectors.env_to_module import FlattenObservations
+
+    config = small_ppo().env_runners(env_to_module_connector=lambda env, spaces, device: FlattenObservations())
+    algo = config.build_algo()
+    algo.train()
+    assert node_names(where(algo)) == ["alpha", "beta"]
+    algo.stop()

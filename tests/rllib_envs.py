@@ -1,0 +1,78 @@
+"""Environments and callbacks for the RLlib tests. This module lies beside the tests: simulators can't import it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.env.multi_agent_env import MultiAgentEnv
+
+
+class ConfiguredEnv(gym.Env):
+    """Takes its size from an `EnvContext`, and shows the worker's index as its observation."""
+
+    def __init__(self, context: Any) -> None:
+        self.observation_space = gym.spaces.Box(-100, 100, (context["size"],), np.float32)
+        self.action_space = gym.spaces.Discrete(2)
+        self._index = context.worker_index
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self._steps = 0
+        return np.full(self.observation_space.shape, self._index, np.float32), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self._steps += 1
+        return np.full(self.observation_space.shape, self._index, np.float32), 1.0, self._steps == 10, False, {}
+
+
+class PlainEnv(ConfiguredEnv):
+    """The same as Gymnasium makes it."""
+
+    def __init__(self, size: int = 3) -> None:
+        super().__init__(type("Context", (dict,), {"worker_index": 0})(size=size))
+
+
+class TwoCartPoles(MultiAgentEnv):
+    """Two agents, each with a CartPole of its own; an episode ends when one of them ends."""
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__()
+        self.agents = self.possible_agents = ["left", "right"]
+        self._envs = {agent: gym.make("CartPole-v1") for agent in self.agents}
+        self.observation_spaces = {agent: env.observation_space for agent, env in self._envs.items()}
+        self.action_spaces = {agent: env.action_space for agent, env in self._envs.items()}
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
+        results = {agent: env.reset(seed=seed) for agent, env in self._envs.items()}
+        return {agent: result[0] for agent, result in results.items()}, {}
+
+    def step(self, actions: dict) -> tuple[dict, dict, dict, dict, dict]:
+        results = {agent: self._envs[agent].step(action) for agent, action in actions.items()}
+        observations, rewards, terminated, truncated, _ = (
+            {agent: result[part] for agent, result in results.items()} for part in range(5)
+        )
+        terminated["__all__"], truncated["__all__"] = any(terminated.values()), any(truncated.values())
+        return observations, rewards, terminated, truncated, {}
+
+
+def node_of(env_runner: Any) -> str:
+    """On which node an env runner sits, asked of Ray."""
+    import ray
+
+    return ray.get_runtime_context().get_node_id()
+
+
+class SaysWhere(RLlibCallback):
+    """Puts into each result on which nodes the algorithm and its env runners sit."""
+
+    def on_train_result(self, *, algorithm: Any, result: dict, **kwargs: Any) -> None:
+        import ray
+
+        result["places"] = {
+            "algorithm": ray.get_runtime_context().get_node_id(),
+            "env_runners": algorithm.env_runner_group.foreach_env_runner(node_of, local_env_runner=False),
+            "learners": algorithm.learner_group.foreach_learner(node_of).result_or_errors[0].get(),
+        }

@@ -1,0 +1,67 @@
+"""Fixtures of the RLlib tests: a cluster whose simulators can run RLlib's env runners, and sessions on it.
+
+RLlib and torch are on these simulators; each has four units.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import KEY, Cluster, wait_until
+
+import remoterl
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # many processes on few cores
+
+
+@pytest.fixture(scope="session")
+def rllib_cluster() -> Iterator[Cluster]:
+    cluster = Cluster(python=Path(sys.executable), units=4)
+    cluster.add("beta")
+    yield cluster
+    left = cluster.stop()
+    assert left == [], f"left running: {left}"
+
+
+@pytest.fixture(scope="module", params=["driver", "client"])
+def rllib_session(request: pytest.FixtureRequest, rllib_cluster: Cluster) -> Iterator[str]:
+    """A trainer's session, in-cluster and through Ray Client; gives which."""
+    assert remoterl.init(KEY, address=rllib_cluster.address(request.param), num_env_runners=2)
+    yield request.param
+    remoterl.shutdown()
+    assert_no_rllib_left(rllib_cluster)
+
+
+@pytest.fixture
+def node_names() -> Callable[[Any], list[str]]:
+    """Names for node ids."""
+    import ray
+
+    def names(ids: Any) -> list[str]:
+        by_id = {node["NodeID"]: node["NodeName"] for node in ray.nodes()}
+        return sorted(by_id[node_id] for node_id in ids)
+
+    return names
+
+
+def rllib_processes(cluster: Cluster) -> list[str]:
+    """RLlib's env runners on the simulators and at the hub, and ours, asked of the operating system."""
+    names = []
+    for simulator in cluster.simulators.values():
+        for process in simulator.tree():
+            try:
+                title = " ".join(process.cmdline())
+            except Exception:  # it ended while we looked
+                continue
+            if "EnvRunner" in title or "RolloutWorker" in title:
+                names.append(title)
+    return names
+
+
+def assert_no_rllib_left(cluster: Cluster) -> None:
+    wait_until(lambda: rllib_processes(cluster) == [], 40, f"env runners gone: {rllib_processes(cluster)}")
