@@ -34,7 +34,7 @@ clean: ## Remove the virtual environments and what tools left
 	@touch $@
 
 .venv/test-ready: .venv/bin/python pyproject.toml constraints.txt
-	.venv/bin/python -m pip install $(PIP_OPTIONS) -e '.[sb3,dev]'
+	.venv/bin/python -m pip install $(PIP_OPTIONS) -e '.[sb3,rllib,dev]'
 	@touch $@
 
 # The tests' simulators have the core package and environments only: neither torch nor Stable-Baselines3.

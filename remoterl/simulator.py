@@ -161,7 +161,7 @@ class SimulatorRun:
                         f"It said:\n{node.last_lines()}"
                     )
             try:
-                info = ray.get(actor.describe.remote(), timeout=STATUS_PERIOD_S)
+                info, free = ray.get([actor.describe.remote(), actor.free_units.remote()], timeout=STATUS_PERIOD_S)
             except ray.exceptions.RayActorError:
                 logger.warning("The simulator's own actor died; it is made again.")
                 actor = directory.create_simulator_actor(own, detached=True)
@@ -172,7 +172,8 @@ class SimulatorRun:
             now = time.monotonic()
             rate = round((info.steps - last_steps) / (now - last_time))
             last_steps, last_time = info.steps, now
-            in_use, rows = len(info.env_runners), sum(runner.rows for runner in info.env_runners)
+            in_use = self.config.max_env_runners - int(free.get(own["NodeID"], 0))  # RLlib's among them
+            rows = sum(runner.rows for runner in info.env_runners)
             if (in_use, rows, rate) != shown:
                 shown = (in_use, rows, rate)
                 logger.info(

@@ -74,5 +74,5 @@ class SaysWhere(RLlibCallback):
         result["places"] = {
             "algorithm": ray.get_runtime_context().get_node_id(),
             "env_runners": algorithm.env_runner_group.foreach_env_runner(node_of, local_env_runner=False),
-            "learners": algorithm.learner_group.foreach_learner(node_of).result_or_errors[0].get(),
+            "learners": [each.get() for each in algorithm.learner_group.foreach_learner(node_of).result_or_errors],
         }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -19,6 +20,7 @@ def status(
     timeout: Timeout = 10.0,
 ) -> None:
     """Show simulators, their env runners, and trainers."""
+    from remoterl import capacity
     from remoterl._logging import ensure_visible
     from remoterl.actors import directory
     from remoterl.cluster.connection import connect
@@ -37,18 +39,19 @@ def status(
     try:
         simulators = directory.find_simulators(create=False)
         known = {simulator.node_id for simulator in simulators}
+        free = capacity.free_units(simulators, time.monotonic() + timeout)
         silent = [node["NodeName"] for node in directory.simulator_nodes() if node["NodeID"] not in known]
     finally:
         connection.close()
-    report = describe(simulators, silent)
+    report = describe(simulators, silent, free)
     if as_json:
         print(json.dumps(report, indent=2))
     else:
         _show(report)
 
 
-def describe(simulators: Sequence[Any], silent: Sequence[str]) -> dict[str, Any]:
-    """What `--json` prints: plain lists and dicts."""
+def describe(simulators: Sequence[Any], silent: Sequence[str], free: Mapping[str, int]) -> dict[str, Any]:
+    """What `--json` prints: plain lists and dicts. Of RLlib's env runners only the units are known."""
     trainers: dict[str, dict[str, Any]] = {}
     described = []
     for simulator in simulators:
@@ -77,6 +80,7 @@ def describe(simulators: Sequence[Any], silent: Sequence[str]) -> dict[str, Any]
                 "labels": simulator.info.labels,
                 "versions": dataclasses.asdict(simulator.info.versions),
                 "units": simulator.units,
+                "free_units": free[simulator.node_id],
                 "environments": sorted(simulator.info.environments),
                 "steps": simulator.info.steps,
                 "env_runners": env_runners,
@@ -102,7 +106,7 @@ def _show(report: dict[str, Any]) -> None:
         table.add_row(
             simulator["name"],
             simulator["host"],
-            f"{len(runners)} of {simulator['units']}",
+            f"{simulator['units'] - simulator['free_units']} of {simulator['units']}",
             str(sum(runner["rows"] for runner in runners)),
             f"{simulator['steps']:,}",
             str(len(simulator["environments"])),
