@@ -18,7 +18,7 @@ from ray.tune.execution.placement_groups import PlacementGroupFactory
 
 from remoterl.actors.directory import RESOURCE
 from remoterl.errors import UnsupportedError
-from remoterl.patches.backend import backend, is_local
+from remoterl.patches.backend import backend, building_locally, is_local
 from remoterl.patches.base import Patch
 from remoterl.patches.code_travels import code_travels
 from remoterl.patches.rllib_settings import for_simulators, largest_trial, with_units
@@ -126,7 +126,8 @@ def _algorithm_class(trainable: Any) -> Any:
     """RLlib's `Algorithm` class behind a trainable or its name; None for anything else."""
     if isinstance(trainable, str):
         try:
-            trainable = ray.tune.registry.get_trainable_cls(trainable)
+            with building_locally():  # the first look-up imports algorithms, and one of them makes an environment
+                trainable = ray.tune.registry.get_trainable_cls(trainable)
         except ray.tune.TuneError:  # Tune will say it
             return None
     return trainable if isinstance(trainable, type) and _rllibs(trainable) is not None else None
