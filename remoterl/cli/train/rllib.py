@@ -50,18 +50,20 @@ def rllib(
     parameters = {name: parameter for settings in methods.values() for name, parameter in settings.items()}
     values = read_parameters(context.args, parameters, algo, option_names(context))
     total = num_workers * num_env_runners
-    config.environment(env_id).env_runners(num_env_runners=total).debugging(seed=seed)
-    if num_envs is not None:
-        config.env_runners(num_envs_per_env_runner=_rows_each(num_envs, total))
-    for method, settings in methods.items():
-        getattr(config, method)(**{name: values[name] for name in settings if name in values})
+    with runs.refusals(algo):
+        config.environment(env_id).env_runners(num_env_runners=total).debugging(seed=seed)
+        if num_envs is not None:
+            config.env_runners(num_envs_per_env_runner=_rows_each(num_envs, total))
+        for method, settings in methods.items():
+            getattr(config, method)(**{name: values[name] for name in settings if name in values})
+        config.copy(copy_frozen=False).validate()
     progress = TrainingProgress(Console(), f"{algo} on {env_id}", steps, target)
     with runs.session(address=address, num_workers=num_workers, num_env_runners=num_env_runners, timeout=timeout):
         folder = runs.output_folder(output, algo, env_id)
         algorithm = config.build_algo()
 
         def save() -> Path:
-            algorithm.save_to_path(str((folder / "checkpoint").absolute()))
+            algorithm.save(str((folder / "checkpoint").absolute()))  # on both API stacks
             return folder / "checkpoint"
 
         try:
@@ -87,18 +89,17 @@ def find_algorithm(name: str) -> Any:
     """
     try:
         import torch  # noqa: F401
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # RLlib's own example environments, at import
-            from ray.rllib.algorithms.registry import ALGORITHMS
-            from ray.tune import TuneError
-            from ray.tune.registry import get_trainable_cls
+        from ray.rllib.algorithms.registry import ALGORITHMS
+        from ray.tune import TuneError
+        from ray.tune.registry import get_trainable_cls
     except ImportError:
         raise ConfigurationError(
             "`remoterl train rllib` needs RLlib and torch on this machine: pip install 'remoterl[rllib]'."
         ) from None
     try:
-        return get_trainable_cls(name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an environment that RLlib makes when DreamerV3 is imported
+            return get_trainable_cls(name)
     except TuneError:
         raise ConfigurationError(
             f"--algo {name}: RLlib has registered no such algorithm.{closest(name, ALGORITHMS)} "

@@ -39,6 +39,15 @@ def session(*, address: str | None, num_workers: int, num_env_runners: int, time
         remoterl.shutdown()
 
 
+@contextmanager
+def refusals(algo: str) -> Iterator[None]:
+    """What a framework says of settings that don't fit together, or not to the environment, is an error of ours."""
+    try:
+        yield
+    except (AssertionError, ValueError) as error:
+        raise ConfigurationError(f"{algo} refuses: {' '.join(str(error).split())}") from error
+
+
 def output_folder(output: Path | None, algo: str, env_id: str, root: Path = Path("runs")) -> Path:
     """The folder that was asked for, else the first free `runs/ALGO_ENV_1`, `_2`, ...; made if need be.
 

@@ -53,7 +53,9 @@ def sb3(
         from stable_baselines3.common.env_util import make_vec_env
 
         env = make_vec_env(env_id, n_envs=num_envs or 2 * num_workers * num_env_runners, seed=seed)
-        model = algorithm(policy or _policy_for(algorithm, env.observation_space), env, seed=seed, **settings)
+        policy = policy or _policy_for(algorithm, env.observation_space)
+        with runs.refusals(algo):
+            model = algorithm(policy, env, seed=seed, **settings)
 
         def save() -> Path:
             model.save(folder / "model.zip")
