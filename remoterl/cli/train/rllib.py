@@ -50,17 +50,18 @@ def rllib(
     parameters = {name: parameter for settings in methods.values() for name, parameter in settings.items()}
     values = read_parameters(context.args, parameters, algo, option_names(context))
     total = num_workers * num_env_runners
+    config.environment(env_id).env_runners(num_env_runners=total).debugging(seed=seed)
+    if num_envs is not None:
+        config.env_runners(num_envs_per_env_runner=_rows_each(num_envs, total))
     with runs.refusals(algo):
-        config.environment(env_id).env_runners(num_env_runners=total).debugging(seed=seed)
-        if num_envs is not None:
-            config.env_runners(num_envs_per_env_runner=_rows_each(num_envs, total))
         for method, settings in methods.items():
-            getattr(config, method)(**{name: values[name] for name in settings if name in values})
+            if chosen := {name: values[name] for name in settings if name in values}:
+                getattr(config, method)(**chosen)
         config.copy(copy_frozen=False).validate()
     progress = TrainingProgress(Console(), f"{algo} on {env_id}", steps, target)
     with runs.session(address=address, num_workers=num_workers, num_env_runners=num_env_runners, timeout=timeout):
-        folder = runs.output_folder(output, algo, env_id)
         algorithm = config.build_algo()
+        folder = runs.output_folder(output, algo, env_id)
 
         def save() -> Path:
             algorithm.save(str((folder / "checkpoint").absolute()))  # on both API stacks

@@ -49,13 +49,13 @@ def sb3(
     _check_policy(algorithm, policy)
     progress = TrainingProgress(Console(), f"{algo} on {env_id}", steps, target)
     with runs.session(address=address, num_workers=num_workers, num_env_runners=num_env_runners, timeout=timeout):
-        folder = runs.output_folder(output, algo, env_id)
         from stable_baselines3.common.env_util import make_vec_env
 
         env = make_vec_env(env_id, n_envs=num_envs or 2 * num_workers * num_env_runners, seed=seed)
         policy = policy or _policy_for(algorithm, env.observation_space)
         with runs.refusals(algo):
             model = algorithm(policy, env, seed=seed, **settings)
+        folder = runs.output_folder(output, algo, env_id)
 
         def save() -> Path:
             model.save(folder / "model.zip")
