@@ -14,6 +14,7 @@ import psutil
 import pytest
 from conftest import assert_free
 from processes import Process, clean_environment, wait_until
+from rllib_fixtures import assert_no_rllib_left
 
 SCORE = re.compile(r"^(Done|Solved|Stopped): mean return (-?[\d.]+).* after ([\d,]+) steps in .* steps/s", re.MULTILINE)
 
@@ -85,6 +86,21 @@ def test_gym(cluster, tmp_path: Path) -> None:
     assert ", 48 episodes ended." in done.stdout
     assert list(tmp_path.iterdir()) == []
     assert_free(cluster)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["client", "driver"])
+def test_rllib_where_only_simulators_have_the_environment(rllib_cluster, kind: str, tmp_path: Path) -> None:
+    done = train(
+        "rllib", "--env-id", "OnlyHere-v0", "--address", rllib_cluster.address(kind), "--num-workers", "2",
+        "--num-env-runners", "1", "--num-envs", "4", "--steps", "256", "--train-batch-size-per-learner", "128",
+        "--minibatch-size", "64", "--num-epochs", "1", "--output", "trained", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert score_of(done)[:2] == ("Done", 10.0)
+    assert (tmp_path / "trained" / "checkpoint" / "rllib_checkpoint.json").exists()
+    assert is_picture(tmp_path / "trained" / "learning_curve.png")
+    assert_no_rllib_left(rllib_cluster)
 
 
 @pytest.mark.long
