@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from remoterl.cli import demo, run, simulate, status
+from remoterl.cli import demo, run, simulate, status, train
 
 app = typer.Typer(
     name="remoterl",
@@ -19,6 +19,7 @@ app = typer.Typer(
 app.command("simulate")(simulate.simulate)
 app.command("status")(status.status)
 app.command("run", context_settings=run.CONTEXT)(run.run)
+app.add_typer(train.app, name="train")
 app.command("demo")(demo.demo)
 
 

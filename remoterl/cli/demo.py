@@ -105,7 +105,10 @@ def _train(console: Any, address: str, output: Path, target: float, max_steps: i
 
     import remoterl
     from remoterl._process import current_session
+    from remoterl.cli.progress import TrainingProgress
+    from remoterl.cli.train.sb3 import learn
 
+    progress = TrainingProgress(console, "PPO on CartPole-v1", max_steps, target)
     logging.getLogger("ray").setLevel(logging.WARNING)
     console.print(f"The hub is at {address}; this trainer joins it as an in-cluster driver.")
     if not remoterl.init(address=address, role="trainer", num_workers=1, num_env_runners=2):
@@ -121,73 +124,12 @@ def _train(console: Any, address: str, output: Path, target: float, max_steps: i
         for simulator, rows in env.unwrapped._core.places().items():  # type: ignore[attr-defined]
             console.print(f"Rows {rows[0]} to {rows[-1]} run on {simulator} (process {pids[simulator]}).")
         model = PPO("MlpPolicy", env, seed=0, device="cpu", **PPO_SETTINGS)
-        curve, seconds = _learn(console, model, target, max_steps)
+        with progress:
+            learn(model, progress)
         env.close()
     finally:
         remoterl.shutdown()
-    steps, returns = [point[0] for point in curve], [point[1] for point in curve]
-    reached = bool(returns) and returns[-1] >= target
-    console.print(
-        f"{'Solved' if reached else 'Stopped'}: mean return {returns[-1]:.0f} (target {target:.0f}) after "
-        f"{steps[-1]:,} steps in {seconds:.0f} s: {steps[-1] / seconds:,.0f} steps/s, learning included."
-    )
-    _plot(output, steps, returns, target)
-    console.print(f"The learning curve is in {output}.")
-    return reached
-
-
-def _learn(console: Any, model: Any, target: float, max_steps: int) -> tuple[list[tuple[int, float]], float]:
-    """Train with a progress bar; returns [(steps, mean return of the last 100 episodes)] and the seconds."""
-    import numpy as np
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-    from stable_baselines3.common.callbacks import BaseCallback
-
-    curve: list[tuple[int, float]] = []
-
-    class Watch(BaseCallback):
-        def _on_rollout_end(self) -> None:
-            episodes = self.model.ep_info_buffer
-            if episodes:
-                curve.append((self.num_timesteps, float(np.mean([episode["r"] for episode in episodes]))))
-                rate = self.num_timesteps / (time.monotonic() - start)
-                progress.update(
-                    task,
-                    completed=min(curve[-1][1], target),
-                    score=curve[-1][1],
-                    steps=self.num_timesteps,
-                    rate=rate,
-                )
-                if not console.is_terminal and len(curve) % 20 == 1:
-                    console.print(
-                        f"{self.num_timesteps:>8,} steps  mean return {curve[-1][1]:6.1f}  {rate:,.0f} steps/s"
-                    )
-
-        def _on_step(self) -> bool:
-            return not (curve and curve[-1][1] >= target)
-
-    columns = (
-        TextColumn("PPO on CartPole-v1"),
-        BarColumn(),
-        TextColumn("mean return {task.fields[score]:.0f} of {task.total:.0f}, {task.fields[steps]:,} steps"),
-        TextColumn("{task.fields[rate]:,.0f} steps/s"),
-        TimeElapsedColumn(),
-    )
-    start = time.monotonic()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("train", total=target, score=0.0, steps=0, rate=0.0)
-        model.learn(total_timesteps=max_steps, callback=Watch())
-    return curve, time.monotonic() - start
-
-
-def _plot(output: Path, steps: list[int], returns: list[float], target: float) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot(steps, returns, label="mean return of the last 100 episodes")
-    axes.axhline(target, linestyle="--", color="grey", label="target")
-    axes.set(xlabel="steps", ylabel="return", title="PPO on CartPole-v1, 16 rows over two simulators")
-    axes.legend()
-    axes.grid(alpha=0.3)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=130)
+    progress.say(f"{progress.summary()}, learning included.")
+    progress.plot(output, "PPO on CartPole-v1, 16 rows over two simulators")
+    progress.say(f"The learning curve is in {output}.")
+    return progress.reached

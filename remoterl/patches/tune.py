@@ -33,7 +33,8 @@ class _Trials:
         if self.algorithm is None:
             return
         self.space = for_simulators(space if space is not None else {})
-        self.algorithm = _with_env_runner_units(self.algorithm)
+        given, self.algorithm = self.algorithm, _with_env_runner_units(self.algorithm)
+        self.resources_changed = self.algorithm is not given
         if not isinstance(trainable, str):
             self.trainable = self.algorithm
 
@@ -79,7 +80,7 @@ def _prepare(run_or_experiment: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[
     experiment = copy.copy(run_or_experiment)
     trials = _Trials(experiment.run_identifier, experiment.spec.get("config"))
     if trials.algorithm is not None:
-        if trials.algorithm is not _algorithm_class(experiment.run_identifier):
+        if trials.resources_changed:
             raise UnsupportedError(
                 "An Experiment of a trainable from tune.with_resources() can't be moved to simulators. Give the "
                 "trainable to Tuner() or tune.run() instead."

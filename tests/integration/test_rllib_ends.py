@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import psutil
 import pytest
 import ray
 from conftest import patched_places
@@ -41,6 +42,14 @@ def where(algo: Any) -> list[str]:
     return algo.env_runner_group.foreach_env_runner(
         lambda _: ray.get_runtime_context().get_node_id(), local_env_runner=False
     )
+
+
+def lives(process: psutil.Process) -> bool:
+    """Not gone, and no zombie either that only waits for its parent's look."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.parametrize("kind", ["driver", "client"])
@@ -136,12 +145,12 @@ def test_a_simulator_is_killed_in_mid_training(rllib_cluster: Cluster, node_name
             algo.train()
         assert algo.env_runner_group.num_healthy_remote_workers() == 4
         assert set(node_names(where(algo))) == {"alpha", "beta"}
-        wait_until(lambda: not any(process.is_running() for process in tree), 20, "gamma's processes")
+        gamma.process.wait()
+        wait_until(lambda: not any(lives(process) for process in tree), 20, "gamma's processes")
         algo.stop()
     finally:
         remoterl.shutdown()
         del rllib_cluster.simulators["gamma"]
-        gamma.process.wait()
     assert_no_rllib_left(rllib_cluster)
 
 
