@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from remoterl import registration
 from remoterl.errors import ConfigurationError
 
 Role = Literal["trainer", "simulator"]
@@ -22,6 +23,8 @@ ChannelName = Literal["auto", "stream", "actor"]
 DEFAULT_CLIENT_PORT = 10001
 DEFAULT_GCS_PORT = 6379
 DEFAULT_DASHBOARD_PORT = 8265
+HOST_VARIABLE, PORTS_VARIABLE = "REMOTERL_HOST", "REMOTERL_PORTS"
+MIN_PORTS = 32  # six services and a few worker processes, for a hub and a simulator on one machine
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class SimulatorConfig:
     name: str
     labels: Mapping[str, str]
     timeout_s: float
+    host: str | None = None  # this machine's address as the others reach it
+    ports: tuple[int, int] | None = None  # the range that a firewall leaves open
     api_key: str | None = field(default=None, repr=False)
 
 
@@ -97,7 +102,7 @@ def make_config(
         raise ConfigurationError(f"role must be 'trainer' or 'simulator', got {role!r}.")
     timeout_s = _positive_number("timeout_s", timeout_s)
     resolved = find_address(address)
-    key = find_api_key(api_key)
+    key = find_api_key(api_key, address=resolved)
     if role == "simulator":
         if resolved is not None and resolved.kind == "local":
             raise ConfigurationError(
@@ -110,6 +115,8 @@ def make_config(
             name=_simulator_name(name),
             labels=_labels(labels),
             timeout_s=timeout_s,
+            host=os.environ.get(HOST_VARIABLE) or None,
+            ports=parse_ports(os.environ[PORTS_VARIABLE], PORTS_VARIABLE) if os.environ.get(PORTS_VARIABLE) else None,
             api_key=key,
         )
     if channel not in get_args(ChannelName):
@@ -131,13 +138,14 @@ def make_config(
 
 
 def find_address(argument: str | None, environ: Mapping[str, str] = os.environ) -> Address | None:
-    """The argument, else REMOTERL_ADDRESS, else RAY_ADDRESS, else None (nothing was named)."""
+    """The argument, else REMOTERL_ADDRESS, RAY_ADDRESS, what `remoterl register` keeps, else None (nothing named)."""
     if argument is not None:
         return parse_address(argument, "address")
     for variable in ("REMOTERL_ADDRESS", "RAY_ADDRESS"):
         if environ.get(variable):
             return parse_address(environ[variable], variable)
-    return None
+    registered = registration.read(environ)
+    return None if registered is None else parse_address(registered.address, "the registered address")
 
 
 def parse_address(text: str, source: str) -> Address:
@@ -163,28 +171,54 @@ def parse_address(text: str, source: str) -> Address:
     return Address("client" if separator else "gcs", match["v6"] or match["host"], port)
 
 
-def find_api_key(argument: str | None, environ: Mapping[str, str] = os.environ) -> str | None:
-    """The argument, else REMOTERL_API_KEY, else the token that Ray itself would use, else None.
+def find_api_key(
+    argument: str | None, environ: Mapping[str, str] = os.environ, address: Address | None = None
+) -> str | None:
+    """The argument, else REMOTERL_API_KEY, else the registered key, else the token that Ray itself finds, else None.
 
-    Source of Ray's order: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, `~/.ray/auth_token`.
+    The registered key is for the registered hub: it goes to no other `address`. Ray's own variables come before it, as
+    they do for the address. Source of Ray's order: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, `~/.ray/auth_token`.
     """
     if argument is not None:
-        return _check_key(argument, "api_key")
+        return check_api_key(argument, "api_key")
     if "REMOTERL_API_KEY" in environ:
-        return _check_key(environ["REMOTERL_API_KEY"], "REMOTERL_API_KEY")
+        return check_api_key(environ["REMOTERL_API_KEY"], "REMOTERL_API_KEY")
     if environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
         return None
     if environ.get("RAY_AUTH_TOKEN"):
-        return _check_key(environ["RAY_AUTH_TOKEN"].strip(), "RAY_AUTH_TOKEN")
+        return check_api_key(environ["RAY_AUTH_TOKEN"].strip(), "RAY_AUTH_TOKEN")
+    if address is not None and "RAY_AUTH_TOKEN_PATH" not in environ:
+        kept = registration.read(environ)
+        if kept and kept.api_key and parse_address(kept.address, "the registered address").host == address.host:
+            return check_api_key(kept.api_key, "the registered key")
     path = Path(environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     try:
         token = path.read_text().strip()
     except OSError:
         return None
-    return _check_key(token, f"the token file {path}") if token else None
+    return check_api_key(token, f"the token file {path}") if token else None
 
 
-def _check_key(key: str, source: str) -> str:
+def parse_ports(text: str, source: str) -> tuple[int, int]:
+    """Read a range of ports, `20000-20999`: the first and the last.
+
+    Raises:
+        ConfigurationError: it is none, or has fewer than `MIN_PORTS` ports.
+    """
+    match = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", text)
+    first, last = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 0 < first <= last < 65536:
+        raise ConfigurationError(f"{source} must be a range of ports such as 20000-20999, got {text!r}.")
+    if last - first + 1 < MIN_PORTS:
+        raise ConfigurationError(
+            f"{source} must have at least {MIN_PORTS} ports (six for Ray's services and one for each process), "
+            f"got {text!r} with {last - first + 1}."
+        )
+    return first, last
+
+
+def check_api_key(key: str, source: str) -> str:
+    """The key, if it can travel in a header; the error never shows it."""
     if not isinstance(key, str):
         raise ConfigurationError(f"{source} must be a string, got {type(key).__name__}.")
     if not key:

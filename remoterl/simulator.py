@@ -14,7 +14,7 @@ from typing import Any
 from remoterl._logging import logger
 from remoterl.actors import directory, registry
 from remoterl.cluster import auth, connection, probe
-from remoterl.cluster.node import Node, NodeFailedError
+from remoterl.cluster.node import Node, NodeFailedError, Ports
 from remoterl.config import Address, SimulatorConfig, parse_address
 from remoterl.errors import ConfigurationError, RemoteRLError, VersionMismatchError
 from remoterl.shipping import is_installed
@@ -60,7 +60,17 @@ class SimulatorRun:
             hub_node = None
             if hub is None:
                 # A node of its own, with this machine's CPUs: trials and learners find a place that is no simulator.
-                hub_node = Node(name="hub", units=0, address=None, api_key=api_key, labels={}, num_cpus=None)
+                hub_ports, own_ports = _halves(config.ports)
+                hub_node = Node(
+                    name="hub",
+                    units=0,
+                    address=None,
+                    api_key=api_key,
+                    labels={},
+                    num_cpus=None,
+                    host=config.host,
+                    ports=hub_ports,
+                )
                 ending.callback(hub_node.stop)
                 hub_node.start({})
                 hub_address = self._wait_for(hub_node, HUB_START_TIMEOUT_S)
@@ -68,6 +78,7 @@ class SimulatorRun:
                     return self._stop.is_set()
                 hub = parse_address(hub_address, "the hub's address")
             else:
+                own_ports = Ports(rest=config.ports)
                 _check_versions(hub)
             node = Node(
                 name=config.name,
@@ -76,6 +87,8 @@ class SimulatorRun:
                 api_key=api_key,
                 labels=config.labels,
                 num_cpus=0,
+                host=config.host,
+                ports=own_ports,
             )
             ending.callback(node.stop)
             node.start(_worker_environment(node))
@@ -230,6 +243,15 @@ def _hub_address(config: SimulatorConfig, deadline: float) -> Address | None:
         )
         return _UNREACHABLE
     return _through_client(address, config) if address.kind == "client" else address
+
+
+def _halves(ports: tuple[int, int] | None) -> tuple[Ports, Ports]:
+    """The hub's node and the simulator's share the range that is open."""
+    if ports is None:
+        return Ports(), Ports()
+    first, last = ports
+    middle = (first + last) // 2
+    return Ports(rest=(first, middle)), Ports(rest=(middle + 1, last))
 
 
 def _through_client(address: Address, config: SimulatorConfig) -> Address:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 SIMULATOR_PYTHON = ROOT / ".venv-simulator" / "bin" / "python"
 KEY = "a-key-for-tests"
+NOTHING_REGISTERED = str(Path(tempfile.gettempdir(), "remoterl-tests-no-such-folder"))
 
 
 def wait_until(condition: Callable[[], Any], timeout_s: float = 30.0, what: str = "") -> Any:
@@ -34,18 +35,18 @@ def clean_environment(**more: str) -> dict[str, str]:
     """This process's environment without what would point at a cluster, and with the tests' key."""
     hidden = ("REMOTERL_ADDRESS", "RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    return {**environment, "REMOTERL_API_KEY": KEY, **more}
+    return {**environment, "REMOTERL_API_KEY": KEY, "REMOTERL_HOME": NOTHING_REGISTERED, **more}
 
 
 class Process:
-    """A child process whose output is kept in a file."""
+    """A child process whose output is kept in a file. `environ`: its whole environment."""
 
-    def __init__(self, *command: str, **environment: str) -> None:
+    def __init__(self, *command: str, environ: Mapping[str, str] | None = None, **environment: str) -> None:
         self.log = Path(tempfile.mkstemp(suffix=".log")[1])
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 command,
-                env=clean_environment(**environment),
+                env=clean_environment(**environment) if environ is None else dict(environ),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from remoterl.cli import demo, run, simulate, status, train
+from remoterl.cli import demo, hub, register, run, simulate, status, train
 
 app = typer.Typer(
     name="remoterl",
@@ -16,6 +16,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(hub.app, name="hub")
+app.command("register")(register.register)
 app.command("simulate")(simulate.simulate)
 app.command("status")(status.status)
 app.command("run", context_settings=run.CONTEXT)(run.run)

@@ -15,3 +15,11 @@ Address = Annotated[
     ),
 ]
 Timeout = Annotated[float, typer.Option("--timeout", help="Seconds to reach the hub.")]
+Host = Annotated[
+    str | None,
+    typer.Option("--host", help="This machine's address for the others. Default: REMOTERL_HOST, Ray's guess."),
+]
+Ports = Annotated[
+    str | None,
+    typer.Option("--ports", help="FIRST-LAST: every other port lies in this range, for a firewall. Default: any."),
+]

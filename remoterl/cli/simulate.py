@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from remoterl.cli.options import Address, Timeout
+from remoterl.cli.options import Address, Host, Ports, Timeout
 
 
 def simulate(
@@ -20,6 +20,8 @@ def simulate(
     register: Annotated[
         list[str] | None, typer.Option(help="MODULE to import, which registers environments; several.")
     ] = None,
+    host: Host = None,
+    ports: Ports = None,
     timeout: Timeout = 30.0,
 ) -> None:
     """Offer this machine's environments to trainers, until Ctrl-C.
@@ -27,8 +29,14 @@ def simulate(
     Without an address, and with no Ray on this machine, it starts a hub too.
     """
     import remoterl
+    from remoterl.config import HOST_VARIABLE, PORTS_VARIABLE, parse_ports
     from remoterl.errors import ConfigurationError
 
+    if host is not None:
+        os.environ[HOST_VARIABLE] = host
+    if ports is not None:
+        parse_ports(ports, "--ports")
+        os.environ[PORTS_VARIABLE] = ports
     labels = {}
     for text in label or []:
         key, separator, value = text.partition("=")

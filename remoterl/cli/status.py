@@ -28,9 +28,10 @@ def status(
 
     ensure_visible()
     logging.getLogger("ray").setLevel(logging.WARNING)
+    hub = find_address(address)
     connection = connect(
-        find_address(address),
-        api_key=find_api_key(None),
+        hub,
+        api_key=find_api_key(None, address=hub),
         timeout_s=timeout,
         address_was_argument=address is not None,
     )

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from remoterl.actors.directory import NAME_LABEL, RESOURCE
@@ -24,6 +25,37 @@ OBJECT_STORE_BYTES = 1_000_000_000
 # Ray Client forks a server for each client from a process full of gRPC's threads. With gRPC's own fork handlers on,
 # that server died at its start in 3 of 12 first connections, and 0 of 12 with them off (Ray 2.60, gRPC 1.85).
 FORK_SAFE = {"GRPC_ENABLE_FORK_SUPPORT": "0"}
+# Everything but worker processes that listens on a node, each with an option of `ray start`.
+SERVICES = (
+    "node-manager-port",
+    "object-manager-port",
+    "runtime-env-agent-port",
+    "metrics-export-port",
+    "dashboard-agent-listen-port",
+    "dashboard-agent-grpc-port",
+)
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Which ports a node listens on; None: the usual one if it is free, else any (a hub's), any (the others).
+
+    `rest`: first and last of a range that holds every other port of the node, for a firewall: its six services,
+    then a port for each worker process.
+    """
+
+    gcs: int | None = None
+    client: int | None = None
+    dashboard: int | None = None
+    rest: tuple[int, int] | None = None
+
+    def options(self) -> list[str]:
+        """`ray start`'s options for all ports but a hub's own three."""
+        if self.rest is None:
+            return ["--min-worker-port", "0", "--max-worker-port", "0", "--dashboard-agent-listen-port", "0"]
+        first, last = self.rest
+        options = [word for port, name in enumerate(SERVICES, first) for word in (f"--{name}", str(port))]
+        return [*options, "--min-worker-port", str(first + len(SERVICES)), "--max-worker-port", str(last)]
 
 
 class NodeFailedError(Exception):
@@ -40,6 +72,9 @@ class Node:
         api_key: the cluster's key, handed over in the child's environment.
         labels: further labels of the node.
         num_cpus: CPUs it offers to Ray; None lets Ray count them.
+        host: the address of this machine by which the others reach it; None lets Ray find it.
+        dashboard_host: hub: where its dashboard listens.
+        ports: where a firewall wants them fixed.
     """
 
     def __init__(
@@ -51,6 +86,9 @@ class Node:
         api_key: str | None,
         labels: Mapping[str, str],
         num_cpus: int | None,
+        host: str | None = None,
+        dashboard_host: str | None = None,
+        ports: Ports | None = None,
     ) -> None:
         self.name = name
         self.folder = Path(tempfile.mkdtemp(prefix="remoterl-", dir=_short_temporary_folder()))
@@ -59,6 +97,9 @@ class Node:
         self._api_key = api_key
         self._labels = {NAME_LABEL: name, **labels} if units else dict(labels)
         self._num_cpus = num_cpus
+        self._host = host
+        self._dashboard_host = dashboard_host
+        self._ports = ports or Ports()
         self._process: subprocess.Popen[bytes] | None = None
         self.client_port: int | None = None
         self.dashboard_port: int | None = None
@@ -80,9 +121,7 @@ class Node:
         """
         arguments = [
             "--node-name", self.name,
-            "--min-worker-port", "0",
-            "--max-worker-port", "0",
-            "--dashboard-agent-listen-port", "0",
+            *self._ports.options(),
             "--disable-usage-stats",
             "--block",
         ]  # fmt: skip
@@ -93,12 +132,16 @@ class Node:
             arguments += ["--object-store-memory", str(OBJECT_STORE_BYTES)]
         if self._num_cpus is not None:
             arguments += ["--num-cpus", str(self._num_cpus)]
+        if self._host is not None:
+            arguments += ["--node-ip-address", self._host]
         if self._hub is None:
-            self.client_port = _free_port(DEFAULT_CLIENT_PORT)
-            self.dashboard_port = _free_port(DEFAULT_DASHBOARD_PORT)
+            self.client_port = self._ports.client or _free_port(DEFAULT_CLIENT_PORT)
+            self.dashboard_port = self._ports.dashboard or _free_port(DEFAULT_DASHBOARD_PORT)
+            if self._dashboard_host is not None:
+                arguments += ["--dashboard-host", self._dashboard_host]
             arguments += [
                 "--head",
-                "--port", str(_free_port(DEFAULT_GCS_PORT)),
+                "--port", str(self._ports.gcs or _free_port(DEFAULT_GCS_PORT)),
                 "--ray-client-server-port", str(self.client_port),
                 "--include-dashboard", "true",  # jobs are submitted there
                 "--dashboard-port", str(self.dashboard_port),

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from processes import NOTHING_REGISTERED
 
 import remoterl
 from remoterl.config import Address, find_address, find_api_key, make_config, parse_address
@@ -47,7 +48,7 @@ def test_where_an_address_comes_from() -> None:
     assert find_address("three:3", variables).port == 3
     assert find_address(None, variables).port == 1
     assert find_address(None, {"RAY_ADDRESS": "two:2"}).port == 2
-    assert find_address(None, {}) is None
+    assert find_address(None, {"REMOTERL_HOME": NOTHING_REGISTERED}) is None
     with pytest.raises(ConfigurationError, match="REMOTERL_ADDRESS must be"):
         find_address(None, {"REMOTERL_ADDRESS": "nonsense"})
 

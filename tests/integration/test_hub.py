@@ -1,0 +1,118 @@
+"""`remoterl hub`, `remoterl register`, and a cluster that is made with nothing else."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+from processes import KEY, SIMULATOR_PYTHON, Process, clean_environment
+
+# Ray Client's server for each client, which its own port stands before, and metrics of the autoscaler.
+NOT_FOR_OTHERS = {*range(23000, 24000), 44217}
+TRAINER = (
+    "import gymnasium as gym, remoterl\n"
+    "assert remoterl.init(num_env_runners=2)\n"
+    "vec = gym.make_vec('CartPole-v1', num_envs=4, vectorization_mode='sync')\n"
+    "print(vec.reset(seed=1)[0].shape, flush=True)\n"
+    "remoterl.shutdown()\n"
+)
+
+
+def remoterl_command(*arguments: str, typed: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "remoterl", *arguments],
+        env=clean_environment(**environment),
+        input=typed,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def test_a_hub_a_simulator_and_a_trainer(tmp_path: Path) -> None:
+    folder = tempfile.mkdtemp(prefix="rrl-", dir="/tmp")
+    port, client_port, dashboard_port = free_ports(3)
+    settings = {"REMOTERL_HOME": str(tmp_path), "RAY_TMPDIR": folder}
+    first = 41000
+    options = [
+        f"--port={port}", f"--client-port={client_port}", f"--dashboard-port={dashboard_port}",
+        f"--ports={first}-{first + 99}",
+    ]  # fmt: skip
+    started = remoterl_command("hub", *options, **settings)
+    assert started.returncode == 0, started.stderr
+    lines = {line.split(":")[0]: line for line in started.stdout.splitlines()}
+    assert f":{port} remoterl simulate" in lines["On a simulator"]
+    assert f":{client_port} python train.py" in lines["On a trainer"]
+    assert KEY not in started.stdout + started.stderr
+    hub = psutil.Process(_pid(tmp_path))
+    tree = [hub, *hub.children(recursive=True)]
+    try:
+        assert all(KEY not in " ".join(process.cmdline()) for process in tree)
+        refused = remoterl_command("hub", *options, **settings)
+        assert refused.returncode == 1 and "remoterl hub stop" in refused.stderr
+
+        address = f"ray://127.0.0.1:{client_port}"
+        no_key = {**settings, "REMOTERL_API_KEY": ""}
+        wrong = remoterl_command("register", address, typed="not-the-key\n", **no_key)
+        assert wrong.returncode == 1 and "refused the key" in wrong.stderr
+        assert remoterl_command("register", address, typed=f"{KEY}\n", **no_key).returncode == 0
+        shown = remoterl_command("register", "--show", **settings)
+        assert address in shown.stdout and KEY not in shown.stdout
+
+        # Neither address nor key in the environment: both come from what was registered.
+        registered = {name: value for name, value in clean_environment(**settings).items() if "API_KEY" not in name}
+        ports = f"--ports={first + 100}-{first + 199}"
+        simulate = [str(SIMULATOR_PYTHON), "-m", "remoterl", "simulate", "--max-env-runners=4", ports]
+        simulator = Process(*simulate, environ=registered)
+        try:
+            simulator.wait_for("is up")
+            trainer = subprocess.run(
+                [sys.executable, "-c", TRAINER], env=registered, capture_output=True, text=True, timeout=120
+            )
+            assert trainer.stdout.strip() == "(4, 4)", trainer.stderr
+            listening = _listening_ports([*tree, *hub.children(recursive=True), *simulator.tree()])
+            allowed = {port, client_port, dashboard_port, *range(first, first + 200)}
+            assert listening - NOT_FOR_OTHERS <= allowed
+        finally:
+            assert simulator.end() == 0
+    finally:
+        stopped = remoterl_command("hub", "stop", **settings)
+    assert stopped.returncode == 0 and "is stopped" in stopped.stdout
+    _, alive = psutil.wait_procs(tree, timeout=15)
+    assert alive == []
+    assert "No hub of yours" in remoterl_command("hub", "stop", **settings).stdout
+
+
+def _pid(home: Path) -> int:
+    (state,) = home.glob("hub-*.json")
+    assert state.stat().st_mode & 0o777 == 0o600
+    return int(json.loads(state.read_text())["pid"])
+
+
+def _listening_ports(processes: list[psutil.Process]) -> set[int]:
+    """Where other machines could reach these processes."""
+    ports = set()
+    for process in processes:
+        try:
+            connections = process.net_connections("inet")
+        except psutil.NoSuchProcess:
+            continue
+        for connection in connections:
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.ip not in ("127.0.0.1", "::1"):
+                ports.add(connection.laddr.port)
+    return ports
