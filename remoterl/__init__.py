@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from remoterl.errors import (
         AlreadyInitializedError,
         AuthenticationError,
+        CapacityError,
         ConfigurationError,
         EnvRunnerLostError,
         NotShippableError,
@@ -26,22 +27,29 @@ if TYPE_CHECKING:
         UnsupportedError,
         VersionMismatchError,
     )
+    from remoterl.messages import Reservation
 
 __all__ = [
     "AlreadyInitializedError",
     "AuthenticationError",
+    "CapacityError",
     "ConfigurationError",
     "EnvRunnerLostError",
     "NotShippableError",
     "RemoteEnvError",
     "RemoteRLError",
+    "Reservation",
     "SpaceMismatchError",
     "UnknownEnvironmentError",
     "UnsupportedError",
     "VersionMismatchError",
     "__version__",
+    "check",
+    "describe",
     "init",
     "is_initialized",
+    "release",
+    "reserve",
     "shutdown",
 ]
 
@@ -59,6 +67,7 @@ def init(
     channel: Literal["auto", "stream", "actor"] = "auto",
     timeout_s: float = 30.0,
     runtime_env: dict[str, Any] | None = None,
+    reservation: Reservation | str | None = None,
 ) -> bool:
     """Connect this process, as a trainer or as a simulator.
 
@@ -77,10 +86,14 @@ def init(
             for this process only); else `REMOTERL_ADDRESS`, else `RAY_ADDRESS`, else a Ray that runs on this
             machine. A simulator that finds none starts the hub too.
         name: simulator: its name; by default the host's name and a short id.
-        labels: simulator: labels of its Ray node.
+        labels: simulator: labels of its Ray node. Trainer: only simulators that match are used; Ray's label
+            selectors: "value", "!value", "in(one,two)", "!in(one,two)" (RLlib places its own env runners and
+            does not ask for them).
         channel: trainer: how steps travel; "auto" chooses.
         timeout_s: seconds to reach the hub and the simulators.
         runtime_env: trainer: handed to Ray as it is.
+        reservation: trainer: what `reserve()` returned, or its id; its env runners are taken, whatever
+            `num_workers` and `num_env_runners` say.
 
     Returns:
         True: connected (simulator: it served, and left in order). False: the hub or the simulators could not be
@@ -91,6 +104,7 @@ def init(
         AuthenticationError: the key is wrong, or missing where one is needed.
         VersionMismatchError: Ray, Python or remoterl differ from the cluster's.
         AlreadyInitializedError: a second call with another role or other arguments.
+        CapacityError: the reservation is over, or another trainer has taken it.
     """
     from remoterl import _process
 
@@ -106,6 +120,7 @@ def init(
         channel=channel,
         timeout_s=timeout_s,
         runtime_env=runtime_env,
+        reservation=reservation,
     )
 
 
@@ -126,7 +141,107 @@ def is_initialized() -> bool:
     return _process.is_initialized()
 
 
+def describe(
+    labels: Mapping[str, str] | None = None,
+    *,
+    address: str | None = None,
+    api_key: str | None = None,
+    timeout_s: float = 10.0,
+) -> dict[str, Any]:
+    """What the cluster has: its simulators (of these labels, a selector) and the trainers that use them.
+
+    Uses this process's session or Ray connection, else connects for as long as the call takes, as `init` finds
+    address and key.
+
+    Returns:
+        Plain dicts, lists, strings and numbers. `simulators`: name, node_id, host, labels, versions, units and
+        free_units of `env_runner`, environments (ids), steps, and env_runners (pid, rows, steps, channel, trainer).
+        `trainers`: session_id, name, host, pid, env_runners, rows, steps, channels. `simulators_without_actor`: names
+        of nodes that do not answer.
+
+    Raises:
+        ConfigurationError, AuthenticationError, VersionMismatchError: as `init`.
+        RemoteRLError: the hub can't be reached within `timeout_s`.
+    """
+    from remoterl import capacity
+
+    with capacity.connected(address, api_key, timeout_s):
+        return capacity.describe(labels, timeout_s)
+
+
+def check(
+    num_env_runners: int,
+    labels: Mapping[str, str] | None = None,
+    *,
+    address: str | None = None,
+    api_key: str | None = None,
+    timeout_s: float = 10.0,
+) -> bool:
+    """Are so many env runners free now, on simulators of these labels? Nothing is held; `reserve` does that.
+
+    Raises:
+        As `describe`.
+    """
+    from remoterl import capacity
+
+    with capacity.connected(address, api_key, timeout_s):
+        return capacity.check(num_env_runners, labels, timeout_s)
+
+
+def reserve(
+    num_env_runners: int,
+    labels: Mapping[str, str] | None = None,
+    ttl_s: float = 30.0,
+    *,
+    address: str | None = None,
+    api_key: str | None = None,
+    timeout_s: float = 10.0,
+) -> Reservation:
+    """Hold so many env runners for `init(reservation=...)`, in this process or another: all of them or none.
+
+    What nobody took within `ttl_s` is let go, whether this process still lives or not; what a trainer took is its own
+    until its session ends.
+
+    Args:
+        ttl_s: seconds until an unused reservation ends.
+        timeout_s: seconds to reach the hub, and then to wait for the units. Where an autoscaler watches the
+            cluster, it starts simulators meanwhile.
+
+    Raises:
+        CapacityError: the units were not free within `timeout_s`; the message says how many are. Else as `describe`.
+    """
+    from remoterl import capacity
+
+    with capacity.connected(address, api_key, timeout_s):
+        return capacity.reserve(num_env_runners, labels, ttl_s, timeout_s)
+
+
+def release(
+    reservation: Reservation | str,
+    *,
+    address: str | None = None,
+    api_key: str | None = None,
+    timeout_s: float = 10.0,
+) -> bool:
+    """Give a reservation's env runners back; env runners that already run in it end.
+
+    Returns:
+        False where there is no such reservation (any more).
+
+    Raises:
+        As `describe`.
+    """
+    from remoterl import capacity
+
+    with capacity.connected(address, api_key, timeout_s):
+        return capacity.release(reservation)
+
+
 def __getattr__(name: str) -> Any:
+    if name == "Reservation":
+        from remoterl.messages import Reservation
+
+        return Reservation
     if name in __all__:
         from remoterl import errors
 

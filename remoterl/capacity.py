@@ -1,17 +1,224 @@
-"""What the cluster has to give, and waiting for it: units of `env_runner`, CPUs, GPUs. Needs an open Ray connection."""
+"""What the cluster has to give, asking for it, and waiting for it: units of `env_runner`, CPUs, GPUs.
+
+Needs an open Ray connection; `connected` gives the public functions one.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
 
-from remoterl._logging import logger
+from remoterl import messages as m
+from remoterl._logging import ensure_visible, logger
+from remoterl._version import __version__
 from remoterl.actors import directory
-from remoterl.errors import CapacityError
+from remoterl.actors.reservations import Reservations, make_group, remove_group
+from remoterl.cluster.connection import connect
+from remoterl.config import find_address, find_api_key, positive_int, positive_number
+from remoterl.errors import CapacityError, ConfigurationError, RemoteRLError, VersionMismatchError
+from remoterl.labels import check_selector
 
 RETRY_PERIOD_S = 0.5
+PROGRESS_PERIOD_S = 10.0
+RESERVATIONS = "reservations"  # the actor's name, in the namespace `remoterl`
+
+
+# ---- what `remoterl` offers as calls -------------------------------------------------------------------------
+
+
+@contextmanager
+def connected(address: str | None, api_key: str | None, timeout_s: float) -> Iterator[None]:
+    """The connection that this process has (a session's, or the script's own), else one for as long as this lasts.
+
+    Raises:
+        RemoteRLError: the hub can't be reached within `timeout_s`; a log line before says why.
+    """
+    ensure_visible()
+    hub = find_address(address)
+    connection = connect(
+        hub,
+        api_key=find_api_key(api_key, address=hub),
+        timeout_s=positive_number("timeout_s", timeout_s),
+        address_was_argument=address is not None,
+    )
+    if connection is None:
+        raise RemoteRLError("The cluster can't be reached; the line above says why.")
+    try:
+        yield
+    finally:
+        connection.close()
+
+
+def describe(labels: Mapping[str, str] | None, timeout_s: float, create: bool = True) -> dict[str, Any]:
+    """See `remoterl.describe`. `create`: ask nodes, too, that no trainer has used yet."""
+    deadline = time.monotonic() + timeout_s
+    selector = check_selector(labels)
+    simulators = directory.find_simulators(deadline, create=create, labels=selector)
+    known = {simulator.node_id for simulator in simulators}
+    silent = [node["NodeName"] for node in directory.simulator_nodes(selector) if node["NodeID"] not in known]
+    return summarize(simulators, silent, free_units(simulators, deadline))
+
+
+def check(num_env_runners: int, labels: Mapping[str, str] | None, timeout_s: float) -> bool:
+    """See `remoterl.check`."""
+    wanted = positive_int("num_env_runners", num_env_runners)
+    deadline = time.monotonic() + timeout_s
+    simulators = directory.find_simulators(deadline, labels=check_selector(labels))
+    return sum(free_units(simulators, deadline).values()) >= wanted
+
+
+def reserve(num_env_runners: int, labels: Mapping[str, str] | None, ttl_s: float, timeout_s: float) -> m.Reservation:
+    """See `remoterl.reserve`."""
+    import ray
+
+    wanted = positive_int("num_env_runners", num_env_runners)
+    selector = check_selector(labels)
+    ttl_s = positive_number("ttl_s", ttl_s)
+    keeper = _keeper()
+    reservation_id = ray.get(keeper.reserve.remote(wanted, selector, ttl_s, timeout_s))
+    if reservation_id is None:
+        deadline = time.monotonic() + timeout_s
+        simulators = directory.find_simulators(deadline, labels=selector)
+        free, total = sum(free_units(simulators, deadline).values()), sum(one.units for one in simulators)
+        raise CapacityError(
+            f"{wanted} env runners can't be reserved: the {len(simulators)} simulators"
+            + (f" with {_shown(selector)}" if selector else "")
+            + f" have {free} free of {total}, and that did not change within {timeout_s:g} s. Ask for fewer, end "
+            "another trainer, or start another simulator (`remoterl simulate`)."
+        )
+    return m.Reservation(reservation_id, wanted, selector, ttl_s)
+
+
+def release(reservation: m.Reservation | str) -> bool:
+    """See `remoterl.release`."""
+    import ray
+
+    return ray.get(_keeper().release.remote(_id(reservation)))
+
+
+# ---- what a session holds ------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Grant:
+    """Units that are this trainer's alone, by a placement group. `nodes`: of each bundle, a unit each."""
+
+    group: Any
+    nodes: tuple[str, ...]
+    reservation: str | None = None
+
+    def give_back(self) -> None:
+        """Let the units go; env runners in them end."""
+        import ray
+
+        if self.reservation is not None:
+            ray.get(_keeper().release.remote(self.reservation), timeout=10.0)
+        else:
+            remove_group(self.group)
+
+
+def take(reservation: str) -> Grant:
+    """The reserved units, from now on for as long as this process's Ray job lives.
+
+    Raises:
+        CapacityError: it was let go, or another trainer has it.
+    """
+    import ray
+
+    group = ray.get(_keeper().take.remote(reservation, ray.get_runtime_context().get_job_id()))
+    if isinstance(group, str):
+        raise CapacityError(f"The reservation {reservation} can't be used: {group}. Reserve again (remoterl.reserve).")
+    return Grant(group, _nodes_of(group), reservation)
+
+
+def wait_for_autoscaler(num_env_runners: int, labels: Mapping[str, str], deadline: float) -> Grant | None:
+    """Ask Ray for all these units at once, which makes its autoscaler start what is missing, and wait for them.
+
+    Returns:
+        None where they are not all there at `deadline`; nothing is asked for any more then.
+    """
+    group = make_group(num_env_runners, labels)
+    started = last = time.monotonic()
+    shown = ""
+    try:
+        while not group.wait(max(0.1, min(1.0, deadline - time.monotonic()))):
+            now = time.monotonic()
+            if now >= deadline:
+                remove_group(group)
+                return None
+            progress = _autoscalers_progress()
+            if progress != shown or now - last >= PROGRESS_PERIOD_S:
+                shown, last = progress, now
+                logger.info(
+                    "Waiting for %d env runners, %.0f s so far, %.0f s at most: %s",
+                    num_env_runners, now - started, deadline - started, progress,
+                )  # fmt: skip
+    except BaseException:
+        remove_group(group)
+        raise
+    return Grant(group, _nodes_of(group))
+
+
+def _nodes_of(group: Any) -> tuple[str, ...]:
+    from ray.util.placement_group import placement_group_table
+
+    nodes = placement_group_table(group)["bundles_to_node_id"]
+    return tuple(nodes[bundle] for bundle in sorted(nodes))
+
+
+def _keeper() -> Any:
+    """The cluster's `Reservations` actor, made where there is none: at the hub, which no autoscaler takes down."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    keeper: Any
+    try:
+        keeper = ray.get_actor(RESERVATIONS, namespace=directory.NAMESPACE)
+    except ValueError:
+        (hub,) = (node for node in ray.nodes() if node["Alive"] and "node:__internal_head__" in node["Resources"])
+        keeper = (
+            cast(Any, ray.remote(Reservations))
+            .options(
+                name=RESERVATIONS,
+                namespace=directory.NAMESPACE,
+                get_if_exists=True,
+                lifetime="detached",
+                num_cpus=0,
+                max_concurrency=64,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(hub["NodeID"], soft=False),
+            )
+            .remote()
+        )
+    try:
+        theirs: str = ray.get(keeper.ping.remote(), timeout=30.0)
+    except ray.exceptions.RayError as error:
+        raise RemoteRLError(
+            f"The hub can't hold reservations; remoterl must be installed there too. Ray said: {error}"
+        ) from error
+    if theirs != __version__:
+        raise VersionMismatchError(
+            f"The hub runs remoterl {theirs}, this process runs {__version__}. Install the same."
+        )
+    return keeper
+
+
+def _id(reservation: m.Reservation | str) -> str:
+    text = getattr(reservation, "id", reservation)
+    if not isinstance(text, str):
+        raise ConfigurationError(f"a reservation or its id was expected, got {type(reservation).__name__}.")
+    return text
+
+
+def _shown(selector: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in selector.items())
+
+
+# ---- what there is -------------------------------------------------------------------------------------------
 
 
 def free_units(simulators: Sequence[directory.SimulatorHandle], deadline: float) -> dict[str, int]:
@@ -82,8 +289,69 @@ def is_autoscaling() -> bool:
 
     Ray's monitor reports the node types of every cluster; where it can only look, each node is a type of its own.
     """
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    report = json.loads(_internal_kv_get("__autoscaling_status") or b"{}").get("autoscaler_report") or {}
+    report = _autoscalers_report()
     types = [*(report.get("active_nodes") or ()), *(report.get("idle_nodes") or ())]
     return any(not re.fullmatch(r"node_[0-9a-f]{56}", name) for name in types)
+
+
+def _autoscalers_progress() -> str:
+    """What the autoscaler is doing about it, in words."""
+    report = _autoscalers_report()
+    starting: dict[str, int] = dict(report.get("pending_launches") or {})
+    for _, node_type, _ in report.get("pending_nodes") or ():
+        starting[node_type] = starting.get(node_type, 0) + 1
+    failed = [str(node_type) for _, node_type in report.get("failed_nodes") or ()]
+    words = [f"{count} x {node_type} starting" for node_type, count in starting.items()]
+    words += [f"failed to start: {', '.join(failed)}"] if failed else []
+    return "; ".join(words) or "the autoscaler has not started any yet"
+
+
+def _autoscalers_report() -> dict[str, Any]:
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    return json.loads(_internal_kv_get("__autoscaling_status") or b"{}").get("autoscaler_report") or {}
+
+
+def summarize(
+    simulators: Sequence[directory.SimulatorHandle], silent: Sequence[str], free: Mapping[str, int]
+) -> dict[str, Any]:
+    """What `--json` prints: plain lists and dicts. Of RLlib's env runners only the units are known."""
+    trainers: dict[str, dict[str, Any]] = {}
+    described = []
+    for simulator in simulators:
+        env_runners = []
+        for runner in simulator.info.env_runners:
+            trainer = trainers.setdefault(
+                runner.trainer.session_id,
+                {
+                    **dataclasses.asdict(runner.trainer),
+                    "env_runners": 0,
+                    "rows": 0,
+                    "steps": 0,
+                    "channels": [],
+                },
+            )
+            trainer["env_runners"] += 1
+            trainer["rows"] += runner.rows
+            trainer["steps"] += runner.steps
+            trainer["channels"] = sorted({*trainer["channels"], runner.channel})
+            env_runners.append({**dataclasses.asdict(runner), "trainer": runner.trainer.session_id})
+        described.append(
+            {
+                "name": simulator.name,
+                "node_id": simulator.node_id,
+                "host": simulator.info.host,
+                "labels": simulator.info.labels,
+                "versions": dataclasses.asdict(simulator.info.versions),
+                "units": simulator.units,
+                "free_units": free[simulator.node_id],
+                "environments": sorted(simulator.info.environments),
+                "steps": simulator.info.steps,
+                "env_runners": env_runners,
+            }
+        )
+    return {
+        "simulators": described,
+        "trainers": list(trainers.values()),
+        "simulators_without_actor": list(silent),
+    }

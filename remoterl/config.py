@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 from remoterl import registration
 from remoterl.errors import ConfigurationError
+from remoterl.labels import check_selector
 
 Role = Literal["trainer", "simulator"]
 ChannelName = Literal["auto", "stream", "actor"]
@@ -57,6 +58,8 @@ class TrainerConfig:
     timeout_s: float
     address_was_argument: bool
     runtime_env: Mapping[str, Any] | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)  # a selector
+    reservation: str | None = None  # its id
     api_key: str | None = field(default=None, repr=False)
 
     @property
@@ -92,6 +95,7 @@ def make_config(
     channel: str,
     timeout_s: float,
     runtime_env: Mapping[str, Any] | None,
+    reservation: Any = None,
 ) -> TrainerConfig | SimulatorConfig:
     """Validate the arguments of `init()`.
 
@@ -100,17 +104,19 @@ def make_config(
     """
     if role not in get_args(Role):
         raise ConfigurationError(f"role must be 'trainer' or 'simulator', got {role!r}.")
-    timeout_s = _positive_number("timeout_s", timeout_s)
+    timeout_s = positive_number("timeout_s", timeout_s)
     resolved = find_address(address)
     key = find_api_key(api_key, address=resolved)
     if role == "simulator":
+        if reservation is not None:
+            raise ConfigurationError("A simulator takes no reservation: it is a trainer's.")
         if resolved is not None and resolved.kind == "local":
             raise ConfigurationError(
                 "A simulator cannot use address='local': that is a trainer's private cluster. "
                 "Leave the address out to start a hub here, or give the hub's address."
             )
         return SimulatorConfig(
-            max_env_runners=_positive_int("max_env_runners", max_env_runners),
+            max_env_runners=positive_int("max_env_runners", max_env_runners),
             address=resolved,
             name=_simulator_name(name),
             labels=_labels(labels),
@@ -126,13 +132,15 @@ def make_config(
     if runtime_env is not None and not isinstance(runtime_env, Mapping):
         raise ConfigurationError(f"runtime_env must be a dict for Ray or None, got {type(runtime_env).__name__}.")
     return TrainerConfig(
-        num_workers=_positive_int("num_workers", num_workers),
-        num_env_runners=_positive_int("num_env_runners", num_env_runners),
+        num_workers=positive_int("num_workers", num_workers),
+        num_env_runners=positive_int("num_env_runners", num_env_runners),
         address=resolved,
         channel=channel,  # type: ignore[arg-type]
         timeout_s=timeout_s,
         address_was_argument=address is not None,
         runtime_env=runtime_env,
+        labels=check_selector(labels),
+        reservation=_reservation_id(reservation),
         api_key=key,
     )
 
@@ -233,16 +241,29 @@ def check_api_key(key: str, source: str) -> str:
     return key
 
 
-def _positive_int(name: str, value: Any) -> int:
+def positive_int(name: str, value: Any) -> int:
+    """The value as an int of 1 or more, else a ConfigurationError that names it."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < 1:
         raise ConfigurationError(f"{name} must be an integer of 1 or more, got {value!r}.")
     return int(value.__index__())
 
 
-def _positive_number(name: str, value: Any) -> float:
+def positive_number(name: str, value: Any) -> float:
+    """The value as seconds above 0, else a ConfigurationError that names it."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
         raise ConfigurationError(f"{name} must be a number of seconds above 0, got {value!r}.")
     return float(value)
+
+
+def _reservation_id(reservation: Any) -> str | None:
+    if reservation is None:
+        return None
+    text = getattr(reservation, "id", reservation)
+    if not isinstance(text, str) or not text:
+        raise ConfigurationError(
+            f"reservation must be what remoterl.reserve() returned, or its id, got {reservation!r}."
+        )
+    return text
 
 
 def _simulator_name(name: str | None) -> str:

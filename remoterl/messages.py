@@ -251,6 +251,16 @@ class SimulatorInfo:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Reservation:
+    """Units of `env_runner` that are held for whoever gives it, or its `id`, to `init(reservation=...)`."""
+
+    id: str
+    num_env_runners: int
+    labels: dict[str, str]
+    ttl_s: float  # seconds from the call of `reserve` until an unused reservation is let go
+
+
 # ---- encoding --------------------------------------------------------------------------------------------
 
 

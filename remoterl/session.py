@@ -58,8 +58,18 @@ PATCHED_WHEN_IMPORTED = {
 class Session:
     """One trainer's env runners and patches. Open it with `open_session`."""
 
-    def __init__(self, connection: Connection, num_env_runners: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        num_env_runners: int,
+        timeout_s: float,
+        labels: Mapping[str, str] | None = None,
+        reservation: str | None = None,
+    ) -> None:
         self.connection = connection
+        self._labels = labels or {}
+        self._reservation = reservation
+        self._grant: capacity.Grant | None = None
         self._wanted = num_env_runners
         self._timeout_s = timeout_s
         self.runners: list[RunnerLink] = []
@@ -97,13 +107,21 @@ class Session:
         return True
 
     def _place(self, deadline: float) -> bool:
+        if self._reservation is not None:
+            reservation, self._reservation = self._reservation, None
+            return self._create_granted(capacity.take(reservation), deadline)
         waited = False
         wanted = self._wanted
         while True:
-            simulators = directory.find_simulators(deadline)
-            counts = plan(capacity.free_units(simulators, deadline), wanted)
+            simulators = directory.find_simulators(deadline, labels=self._labels)
+            free = capacity.free_units(simulators, deadline)
+            if not waited and sum(free.values()) < wanted and capacity.is_autoscaling():
+                grant = capacity.wait_for_autoscaler(wanted, self._labels, deadline)
+                if grant is not None:
+                    return self._create_granted(grant, deadline)
+            counts = plan(free, wanted)
             if counts:
-                self._create(simulators, counts, deadline)
+                self._create([(one, None) for one in simulators for _ in range(counts.get(one.node_id, 0))], deadline)
             if self.runners or time.monotonic() + RETRY_PERIOD_S >= deadline:
                 break
             if not waited:
@@ -122,6 +140,39 @@ class Session:
             )
         return True
 
+    def _create_granted(self, grant: capacity.Grant, deadline: float) -> bool:
+        """Env runners on units that are this trainer's already; nodes that the autoscaler just started among them."""
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        self._grant = grant
+        by_node: dict[str, directory.SimulatorHandle] = {}
+        up_by = max(deadline, time.monotonic() + ENV_RUNNER_START_S)
+        while not by_node.keys() >= set(grant.nodes) and time.monotonic() < up_by:
+            by_node = {simulator.node_id: simulator for simulator in directory.find_simulators(up_by)}
+            time.sleep(0 if by_node.keys() >= set(grant.nodes) else RETRY_PERIOD_S)
+        places = [
+            (by_node[node], PlacementGroupSchedulingStrategy(grant.group, placement_group_bundle_index=bundle))
+            for bundle, node in enumerate(grant.nodes)
+            if node in by_node
+        ]
+        self._create(places, deadline)
+        if not self.runners:
+            self._say_why_there_is_none(list(by_node.values()))
+        elif len(self.runners) < len(grant.nodes):
+            logger.warning("%d env runners were granted, only %d came up.", len(grant.nodes), len(self.runners))
+        return bool(self.runners)
+
+    def _give_back(self) -> None:
+        import ray
+
+        grant, self._grant = self._grant, None
+        if grant is None or not ray.is_initialized():  # Ray would start a cluster of its own on this machine
+            return
+        try:
+            grant.give_back()
+        except Exception as error:
+            logger.debug("units were given back already: %s", error)
+
     def _say_why_there_is_none(self, simulators: Sequence[directory.SimulatorHandle]) -> None:
         if self._last_failure:
             logger.error("No env runner could be started; the last one failed with: %s", self._last_failure)
@@ -130,6 +181,13 @@ class Session:
                 "All env runners of the %d simulators are taken; start another simulator, or end another trainer.",
                 len(simulators),
             )
+        elif self._labels and (others := directory.simulator_nodes()):
+            logger.error(
+                "None of the cluster's %d simulators matches labels=%s. Ask for others, or start one that has them: "
+                "remoterl simulate --label KEY=VALUE",
+                len(others),
+                dict(self._labels),
+            )
         else:
             logger.error(
                 "The cluster has no simulator (0 of %d nodes). Start one on any machine with: "
@@ -137,24 +195,24 @@ class Session:
                 _num_nodes(),
             )
 
-    def _create(self, simulators: Sequence[directory.SimulatorHandle], counts: dict[str, int], deadline: float) -> None:
+    def _create(self, places: Sequence[tuple[directory.SimulatorHandle, Any]], deadline: float) -> None:
+        """An env runner on each of these simulators, by Ray's scheduling strategy (None: any free unit of the node)."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         created: list[tuple[directory.SimulatorHandle, Any, Any]] = []
-        for simulator in simulators:
-            for _ in range(counts.get(simulator.node_id, 0)):
-                actor: Any = (
-                    cast(Any, ray.remote(EnvRunner))
-                    .options(
-                        num_cpus=0,
-                        resources={directory.RESOURCE: 1},
-                        scheduling_strategy=NodeAffinitySchedulingStrategy(simulator.node_id, soft=False),
-                    )
-                    .remote(self.info, simulator.actor)
+        for simulator, strategy in places:
+            actor: Any = (
+                cast(Any, ray.remote(EnvRunner))
+                .options(
+                    num_cpus=0,
+                    resources={directory.RESOURCE: 1},
+                    scheduling_strategy=strategy or NodeAffinitySchedulingStrategy(simulator.node_id, soft=False),
                 )
-                self._actors.append(actor)
-                created.append((simulator, actor, actor.ready.remote()))
+                .remote(self.info, simulator.actor)
+            )
+            self._actors.append(actor)
+            created.append((simulator, actor, actor.ready.remote()))
         up_by = max(deadline, time.monotonic() + ENV_RUNNER_START_S)
         for simulator, actor, ready in created:
             try:
@@ -278,6 +336,10 @@ class Session:
         for runner in idle:
             self.runners.remove(runner)
             self._kill(runner.actor)
+        if not self.runners:
+            self._give_back()
+        if self._labels:
+            logger.warning("RLlib places its own env runners: labels=%s does not bind them.", dict(self._labels))
         capacity.require(needs, what, self._timeout_s)
 
     def at_end(self, undo: Callable[[], None]) -> None:
@@ -345,6 +407,7 @@ class Session:
             try:
                 for actor in self._actors:
                     self._kill(actor)
+                self._give_back()
             finally:
                 self.connection.close()
 
@@ -416,7 +479,13 @@ def open_session(config: TrainerConfig) -> Session | None:
     )
     if connection is None:
         return None
-    session = Session(connection, config.total_env_runners, config.timeout_s)
+    session = Session(
+        connection,
+        config.total_env_runners,
+        config.timeout_s,
+        labels=config.labels,
+        reservation=config.reservation,
+    )
     try:
         if not session.start(deadline):
             session.close()

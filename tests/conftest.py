@@ -39,7 +39,7 @@ def _no_cluster_in_the_environment() -> Iterator[None]:
 def cluster() -> Iterator[Cluster]:
     """Two simulators (`alpha`, the hub too, and `beta`) with eight units each, without torch and SB3."""
     cluster = Cluster()
-    cluster.add("beta")
+    cluster.add("beta", "--label", "zone=b")
     yield cluster
     left = cluster.stop()
     assert left == [], f"left running: {left}"

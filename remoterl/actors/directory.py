@@ -7,6 +7,7 @@ of either kind.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from remoterl._logging import logger
 from remoterl._version import __version__
 from remoterl.actors.simulator import Simulator
 from remoterl.errors import VersionMismatchError
+from remoterl.labels import matches
 
 NAMESPACE = "remoterl"
 RESOURCE = "env_runner"
@@ -33,25 +35,28 @@ class SimulatorHandle:
     info: m.SimulatorInfo
 
 
-def simulator_nodes() -> list[dict[str, Any]]:
-    """The alive nodes that offer `env_runner` units, as `ray.nodes()` describes them, ordered by name."""
+def simulator_nodes(labels: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """The alive nodes that offer `env_runner` units and match, as `ray.nodes()` describes them, ordered by name."""
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get(RESOURCE, 0) >= 1]
-    return sorted(nodes, key=_name)
+    return sorted((node for node in nodes if matches(node["Labels"], labels or {})), key=_name)
 
 
-def find_simulators(deadline: float | None = None, create: bool = True) -> list[SimulatorHandle]:
+def find_simulators(
+    deadline: float | None = None, create: bool = True, labels: Mapping[str, str] | None = None
+) -> list[SimulatorHandle]:
     """Every simulator that answers until `deadline` (`time.monotonic()`); those that don't are left out, with a line.
 
-    A node that has no `Simulator` actor yet gets one, unless `create` is False: then it is left out.
+    `labels` (a selector, see `labels`) leaves out those that don't match. A node that has no `Simulator` actor yet gets
+    one, unless `create` is False: then it is left out.
 
     Raises:
         VersionMismatchError: a simulator runs another version of remoterl.
     """
     import ray
 
-    found = [(node, actor) for node in simulator_nodes() if (actor := _actor_of(node, create)) is not None]
+    found = [(node, actor) for node in simulator_nodes(labels) if (actor := _actor_of(node, create)) is not None]
     versions = [actor.ping.remote() for _, actor in found]
     infos = [actor.describe.remote() for _, actor in found]
     deadline = min(deadline or float("inf"), time.monotonic() + PING_TIMEOUT_S)

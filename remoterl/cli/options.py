@@ -23,3 +23,8 @@ Ports = Annotated[
     str | None,
     typer.Option("--ports", help="FIRST-LAST: every other port lies in this range, for a firewall. Default: any."),
 ]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option("--label", help="KEY=VALUE, !VALUE or in(ONE,TWO): only simulators that match; several."),
+]
+Json = Annotated[bool, typer.Option("--json", help="For programs.")]

@@ -31,18 +31,13 @@ def simulate(
     import remoterl
     from remoterl.config import HOST_VARIABLE, PORTS_VARIABLE, parse_ports
     from remoterl.errors import ConfigurationError
+    from remoterl.labels import parse_options
 
     if host is not None:
         os.environ[HOST_VARIABLE] = host
     if ports is not None:
         parse_ports(ports, "--ports")
         os.environ[PORTS_VARIABLE] = ports
-    labels = {}
-    for text in label or []:
-        key, separator, value = text.partition("=")
-        if not separator:
-            raise ConfigurationError(f"--label takes KEY=VALUE, got {text!r}.")
-        labels[key] = value
     if os.getcwd() not in sys.path:  # as `python script.py` would find modules beside it
         sys.path.insert(0, os.getcwd())
     for module in register or []:
@@ -55,7 +50,7 @@ def simulate(
         address=address,
         name=name,
         max_env_runners=max_env_runners,
-        labels=labels,
+        labels=parse_options(label),
         timeout_s=timeout,
     )
     raise typer.Exit(0 if served else 1)

@@ -2,96 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
-import time
-from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 
-from remoterl.cli.options import Address, Timeout
+from remoterl.cli.options import Address, Labels, Timeout
 
 
 def status(
     address: Address = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    label: Labels = None,
     timeout: Timeout = 10.0,
 ) -> None:
     """Show simulators, their env runners, and trainers."""
     from remoterl import capacity
-    from remoterl._logging import ensure_visible
-    from remoterl.actors import directory
-    from remoterl.cluster.connection import connect
-    from remoterl.config import find_address, find_api_key
+    from remoterl.labels import parse_options
 
-    ensure_visible()
     logging.getLogger("ray").setLevel(logging.WARNING)
-    hub = find_address(address)
-    connection = connect(
-        hub,
-        api_key=find_api_key(None, address=hub),
-        timeout_s=timeout,
-        address_was_argument=address is not None,
-    )
-    if connection is None:
-        raise typer.Exit(1)
-    try:
-        simulators = directory.find_simulators(create=False)
-        known = {simulator.node_id for simulator in simulators}
-        free = capacity.free_units(simulators, time.monotonic() + timeout)
-        silent = [node["NodeName"] for node in directory.simulator_nodes() if node["NodeID"] not in known]
-    finally:
-        connection.close()
-    report = describe(simulators, silent, free)
+    with capacity.connected(address, None, timeout):
+        report = capacity.describe(parse_options(label), timeout, create=False)
     if as_json:
         print(json.dumps(report, indent=2))
     else:
         _show(report)
-
-
-def describe(simulators: Sequence[Any], silent: Sequence[str], free: Mapping[str, int]) -> dict[str, Any]:
-    """What `--json` prints: plain lists and dicts. Of RLlib's env runners only the units are known."""
-    trainers: dict[str, dict[str, Any]] = {}
-    described = []
-    for simulator in simulators:
-        env_runners = []
-        for runner in simulator.info.env_runners:
-            trainer = trainers.setdefault(
-                runner.trainer.session_id,
-                {
-                    **dataclasses.asdict(runner.trainer),
-                    "env_runners": 0,
-                    "rows": 0,
-                    "steps": 0,
-                    "channels": [],
-                },
-            )
-            trainer["env_runners"] += 1
-            trainer["rows"] += runner.rows
-            trainer["steps"] += runner.steps
-            trainer["channels"] = sorted({*trainer["channels"], runner.channel})
-            env_runners.append({**dataclasses.asdict(runner), "trainer": runner.trainer.session_id})
-        described.append(
-            {
-                "name": simulator.name,
-                "node_id": simulator.node_id,
-                "host": simulator.info.host,
-                "labels": simulator.info.labels,
-                "versions": dataclasses.asdict(simulator.info.versions),
-                "units": simulator.units,
-                "free_units": free[simulator.node_id],
-                "environments": sorted(simulator.info.environments),
-                "steps": simulator.info.steps,
-                "env_runners": env_runners,
-            }
-        )
-    return {
-        "simulators": described,
-        "trainers": list(trainers.values()),
-        "simulators_without_actor": list(silent),
-    }
 
 
 def _show(report: dict[str, Any]) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 from processes import KEY, SIMULATOR_PYTHON, Process, clean_environment
 
-# Ray Client's server for each client, which its own port stands before, and metrics of the autoscaler.
-NOT_FOR_OTHERS = {*range(23000, 24000), 44217}
+# Ray Client's server for each client, which its own port stands before, and metrics of autoscaler and dashboard.
+NOT_FOR_OTHERS = {*range(23000, 24000), 44217, 44227}
 TRAINER = (
     "import gymnasium as gym, remoterl\n"
     "assert remoterl.init(num_env_runners=2)\n"
