@@ -287,8 +287,14 @@ def _missing(needs: Mapping[str, float], deadline: float) -> str:
 def is_autoscaling() -> bool:
     """Does an autoscaler that can start nodes watch this cluster?
 
-    Ray's monitor reports the node types of every cluster; where it can only look, each node is a type of its own.
+    Ray's first autoscaler reports the node types of every cluster; where it can only look, each node is a type of its
+    own. Its second (which `ray up` takes by default) reports to Ray alone; there, nodes that it knows have a group.
     """
+    import ray
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    if _internal_kv_get("__autoscaler_v2_enabled", namespace="__autoscaler") == b"1":
+        return any(node["Alive"] and node["Labels"].get("ray.io/node-group") for node in ray.nodes())
     report = _autoscalers_report()
     types = [*(report.get("active_nodes") or ()), *(report.get("idle_nodes") or ())]
     return any(not re.fullmatch(r"node_[0-9a-f]{56}", name) for name in types)
@@ -303,7 +309,7 @@ def _autoscalers_progress() -> str:
     failed = [str(node_type) for _, node_type in report.get("failed_nodes") or ()]
     words = [f"{count} x {node_type} starting" for node_type, count in starting.items()]
     words += [f"failed to start: {', '.join(failed)}"] if failed else []
-    return "; ".join(words) or "the autoscaler has not started any yet"
+    return "; ".join(words) or "the autoscaler starts what is missing"
 
 
 def _autoscalers_report() -> dict[str, Any]:

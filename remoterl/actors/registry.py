@@ -1,12 +1,14 @@
-"""Which environments a simulator brings: its Gymnasium registry, carried into every worker of its node.
+"""Which environments a simulator brings: its Gymnasium registry, in every worker of its node.
 
 The simulator process writes its registrations to a file in its node's folder; the path travels in the
-environment of `ray start`, so that each worker process of that node (ours, and RLlib's) can load them.
+environment of `ray start`, so that each worker process of that node (ours, and RLlib's) can load them. A node that
+came up without a simulator process (by an autoscaler, `ray up`, KubeRay) names modules in REMOTERL_REGISTER instead.
 """
 
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.util
 import os
 import pickle
@@ -24,6 +26,7 @@ from remoterl.errors import NotShippableError
 from remoterl.shipping import StaysLocal, is_beside, is_beside_the_script, ship, unship
 
 REGISTRY_VARIABLE = "REMOTERL_REGISTRY"
+MODULES_VARIABLE = "REMOTERL_REGISTER"  # module,module: imported in every worker; they register environments
 
 
 def save(path: Path) -> None:
@@ -46,15 +49,23 @@ _loaded = False
 
 
 def load() -> None:
-    """Register what the simulator of this node registered. Once a process; nothing on other nodes."""
+    """Register what this node's simulator registered, and import REMOTERL_REGISTER's modules. Once a process."""
     global _loaded
     if _loaded:
         return
     _loaded = True
+    for module in filter(None, (name.strip() for name in os.environ.get(MODULES_VARIABLE, "").split(","))):
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            logger.warning("%s names %s, which can't be imported on this node: %s", MODULES_VARIABLE, module, error)
     path = os.environ.get(REGISTRY_VARIABLE)
-    if not path or not os.path.exists(path):
-        return
-    entries: Mapping[str, bytes] = pickle.loads(Path(path).read_bytes())
+    if path and os.path.exists(path):
+        _load_file(Path(path))
+
+
+def _load_file(path: Path) -> None:
+    entries: Mapping[str, bytes] = pickle.loads(path.read_bytes())
     for env_id, data in entries.items():
         try:
             registry[env_id] = pickle.loads(data)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import psutil
-from processes import KEY, SIMULATOR_PYTHON, Process, clean_environment
+from processes import KEY, SIMULATOR_PYTHON, Process, clean_environment, free_ports
 
 # Ray Client's server for each client, which its own port stands before, and metrics of autoscaler and dashboard.
 NOT_FOR_OTHERS = {*range(23000, 24000), 44217, 44227}
@@ -32,16 +31,6 @@ def remoterl_command(*arguments: str, typed: str | None = None, **environment: s
         text=True,
         timeout=120,
     )
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def test_a_hub_a_simulator_and_a_trainer(tmp_path: Path) -> None:
