@@ -25,6 +25,7 @@ from remoterl.labels import check_selector
 
 RETRY_PERIOD_S = 0.5
 PROGRESS_PERIOD_S = 10.0
+ALL_THERE = "local.cluster.node"  # `ray up` on machines that are there has started all it has
 RESERVATIONS = "reservations"  # the actor's name, in the namespace `remoterl`
 
 
@@ -294,10 +295,11 @@ def is_autoscaling() -> bool:
     from ray.experimental.internal_kv import _internal_kv_get
 
     if _internal_kv_get("__autoscaler_v2_enabled", namespace="__autoscaler") == b"1":
-        return any(node["Alive"] and node["Labels"].get("ray.io/node-group") for node in ray.nodes())
+        groups = [node["Labels"].get("ray.io/node-group", "") for node in ray.nodes() if node["Alive"]]
+        return any(group not in ("", ALL_THERE) for group in groups)
     report = _autoscalers_report()
     types = [*(report.get("active_nodes") or ()), *(report.get("idle_nodes") or ())]
-    return any(not re.fullmatch(r"node_[0-9a-f]{56}", name) for name in types)
+    return any(name != ALL_THERE and not re.fullmatch(r"node_[0-9a-f]{56}", name) for name in types)
 
 
 def _autoscalers_progress() -> str:
