@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from remoterl.cli import capacity, demo, hub, register, run, simulate, status, train
+from remoterl.cli import capacity, demo, doctor, hub, register, run, simulate, status, train
 
 app = typer.Typer(
     name="remoterl",
@@ -20,6 +20,7 @@ app.add_typer(hub.app, name="hub")
 app.command("register")(register.register)
 app.command("simulate")(simulate.simulate)
 app.command("status")(status.status)
+app.command("doctor")(doctor.doctor)
 app.command("check")(capacity.check)
 app.command("reserve")(capacity.reserve)
 app.command("release")(capacity.release)
