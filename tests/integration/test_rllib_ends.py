@@ -166,5 +166,6 @@ def test_an_experiment_object(rllib_session: str, node_names: Any, tmp_path: Pat
     assert set(node_names(places["env_runners"])) <= {"alpha", "beta"}
     assert "custom_resources_per_env_runner" not in experiment.spec["config"]
     resourceful = tune.with_resources(tune.registry.get_trainable_cls("PPO"), {"cpu": 1})
+    resourceful.__name__ = "Resourceful"  # Tune registers it under its name
     with pytest.raises(UnsupportedError, match="Tuner"):
         tune.run(tune.Experiment("two", resourceful, config=space, **options), verbose=0)
