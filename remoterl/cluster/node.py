@@ -112,7 +112,7 @@ class Node:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**FORK_SAFE, **os.environ, **environment, **key_environment(self._api_key)},
+                env={**FORK_SAFE, **_own_python_first(), **environment, **key_environment(self._api_key)},
                 start_new_session=True,
             )
 
@@ -165,6 +165,12 @@ class Node:
     def _marker(self) -> Path:
         # `ray start` writes the cluster's address here as its last act; `ray.init()` without an address reads it.
         return self.temporary_folder / "ray_current_cluster"
+
+
+def _own_python_first() -> dict[str, str]:
+    """The environment with this Python's folder first on the path: a job's `python train.py` means this Python."""
+    folders = [os.path.dirname(sys.executable), os.environ.get("PATH", "")]
+    return {**os.environ, "PATH": os.pathsep.join(filter(None, folders))}
 
 
 def _rays_default_folder() -> str:
