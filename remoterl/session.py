@@ -17,7 +17,8 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any, cast
 
@@ -46,6 +47,7 @@ from remoterl.vector.core import Assignment, RowsRaised, RunnerLink, VectorCore,
 RETRY_PERIOD_S = 0.5
 ENV_RUNNER_START_S = 10.0  # a process and its imports, on a busy machine
 CLOSE_TIMEOUT_S = 5.0
+KILL_S = 2.0  # until Ray counts a killed env runner's unit as free
 # Module of a library -> our patches of it. Each is the one where everything that is patched is complete, whatever part
 # of the library the script imports.
 PATCHED_WHEN_IMPORTED = {
@@ -53,6 +55,8 @@ PATCHED_WHEN_IMPORTED = {
     "ray.tune": "remoterl.patches.tune",
     "ray.rllib.algorithms.algorithm": "remoterl.patches.rllib",
 }
+# A module that makes an environment of its own when it is imported, as RLlib does when it looks up its algorithms.
+LOCAL_WHEN_IMPORTED = "ray.rllib.algorithms.dreamerv3.utils.debugging"
 
 
 class Session:
@@ -61,6 +65,7 @@ class Session:
     def __init__(self, connection: Connection, num_env_runners: int, timeout_s: float) -> None:
         self.connection = connection
         self._wanted = num_env_runners
+        self._at_most: int | None = None  # while RLlib builds an algorithm
         self._timeout_s = timeout_s
         self.runners: list[RunnerLink] = []
         self._actors: list[Any] = []
@@ -98,7 +103,7 @@ class Session:
 
     def _place(self, deadline: float) -> bool:
         waited = False
-        wanted = self._wanted
+        wanted = self._wanted if self._at_most is None else min(self._wanted, self._at_most)
         while True:
             simulators = directory.find_simulators(deadline)
             counts = plan(capacity.free_units(simulators, deadline), wanted)
@@ -186,15 +191,18 @@ class Session:
         self._undo.install(gymnasium_patches.TABLE)
         self._undo.install(ray_patches.table(self.connection.context, self.close))
         for module, patches in PATCHED_WHEN_IMPORTED.items():
-            waiting = AfterImport(module, functools.partial(self._patch_library, patches))
-            self._waiting_for_imports.append(waiting)
+            self._waiting_for_imports.append(AfterImport(module, functools.partial(self._patch_library, patches)))
+        makes_environments = AfterImport(LOCAL_WHEN_IMPORTED, lambda: None, patches_backend.building_locally)
+        self._waiting_for_imports.append(makes_environments)
+        for waiting in self._waiting_for_imports:
             waiting.arm()
 
     def _patch_library(self, patches: str) -> None:
-        table = importlib.import_module(patches).TABLE
+        library = importlib.import_module(patches)
         with self._lock:
             if not self._closed:
-                self._undo.install(table)
+                self._undo.install(library.TABLE)
+                getattr(library, "after_install", lambda: None)()
 
     # ---- the patches' backend --------------------------------------------------------------------------------
 
@@ -270,15 +278,28 @@ class Session:
     def simulators_know(self, env_id: str) -> bool:
         """See `patches.backend.Backend.simulators_know`."""
         simulators = directory.find_simulators(time.monotonic() + self._timeout_s)
-        return bool(simulators) and all(_knows(simulator.info.environments, env_id) for simulator in simulators)
+        lacking = [each.name for each in simulators if not _knows(each.info.environments, env_id)]
+        if lacking and env_id not in trainers_registry:
+            raise self._unknown(env_id, simulators)
+        return not lacking
 
-    def make_room(self, needs: Mapping[str, float], what: str) -> None:
-        """See `patches.backend.Backend.make_room`."""
-        idle = [runner for runner in self.runners if runner.rows == 0]
-        for runner in idle:
-            self.runners.remove(runner)
-            self._kill(runner.actor)
-        capacity.require(needs, what, self._timeout_s)
+    @contextmanager
+    def room_for(self, needs: Mapping[str, float], what: str, rows_here: bool = False) -> Iterator[None]:
+        """See `patches.backend.Backend.room_for`."""
+        with self._lock:
+            if needs:
+                idle = [runner for runner in self.runners if runner.rows == 0]
+                for runner in idle:
+                    self.runners.remove(runner)
+                    self._kill(runner.actor)
+                units = needs.get(directory.RESOURCE, 0) + (rows_here and not self._living())
+                needs = {**needs, directory.RESOURCE: units}
+                capacity.require(needs, what, self._timeout_s, quiet_s=KILL_S if idle else 0.0)
+            before, self._at_most = self._at_most, 1
+        try:
+            yield
+        finally:
+            self._at_most = before
 
     def at_end(self, undo: Callable[[], None]) -> None:
         """See `patches.backend.Backend.at_end`."""
@@ -306,13 +327,20 @@ class Session:
             raise self._unknown(env_id)
         return capable
 
-    def _unknown(self, env_id: str) -> UnknownEnvironmentError:
-        known = sorted(frozenset(trainers_registry).union(*(runner.environments for runner in self.runners)))
-        close = difflib.get_close_matches(env_id, known, n=5, cutoff=0.4)
-        simulators = ", ".join(sorted({runner.simulator for runner in self.runners}))
+    def _unknown(
+        self, env_id: str, simulators: Sequence[directory.SimulatorHandle] | None = None
+    ) -> UnknownEnvironmentError:
+        if simulators is None:
+            environments = {runner.simulator: runner.environments for runner in self.runners}
+        else:
+            environments = {simulator.name: simulator.info.environments for simulator in simulators}
+        known = sorted(frozenset(trainers_registry).union(*environments.values()))
+        close = [name for name in difflib.get_close_matches(env_id, known, n=5, cutoff=0.4) if name != env_id]
+        lacking = ", ".join(sorted(name for name, ids in environments.items() if not _knows(ids, env_id)))
+        everyone = "" if simulators is None else " (RLlib's env runners may sit on any of them)"
         return UnknownEnvironmentError(
-            f"No environment {env_id!r}: the simulators {simulators} were asked, and the trainer has not registered "
-            f"it either. "
+            f"No environment {env_id!r}: the simulators {lacking} lack it{everyone}, and the trainer has not "
+            f"registered it either. "
             + (f"The closest names: {', '.join(close)}. " if close else "")
             + "Register it in the simulator's script before init(), or in this script."
         )
