@@ -29,9 +29,9 @@ from remoterl._logging import logger
 from remoterl.actors import directory
 from remoterl.actors import registry as registrations
 from remoterl.actors.env_runner import EnvRunner
-from remoterl.channels.actor import ActorChannel
+from remoterl.channels.opening import open_channels
 from remoterl.cluster.connection import Connection, connect
-from remoterl.config import TrainerConfig
+from remoterl.config import ChannelName, TrainerConfig
 from remoterl.errors import EnvRunnerLostError, UnknownEnvironmentError
 from remoterl.patches import backend as patches_backend
 from remoterl.patches import ray as ray_patches
@@ -50,8 +50,10 @@ SB3_READY = "stable_baselines3.common.env_util"
 class Session:
     """One trainer's env runners and patches. Open it with `open_session`."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, channel: ChannelName = "auto") -> None:
         self.connection = connection
+        self.channels = ""  # which the env runners have, in words
+        self._channel = channel
         self.runners: list[RunnerLink] = []
         self._actors: list[Any] = []
         self._last_failure = ""  # of an env runner that did not come up
@@ -143,6 +145,7 @@ class Session:
                 )
                 self._actors.append(actor)
                 created.append((simulator, actor, actor.ready.remote()))
+        up: list[tuple[directory.SimulatorHandle, Any, m.EnvRunnerInfo]] = []
         up_by = max(deadline, time.monotonic() + ENV_RUNNER_START_S)
         for simulator, actor, ready in created:
             try:
@@ -154,17 +157,26 @@ class Session:
                     self._last_failure = f"{str(error).strip().splitlines()[-1]} (on simulator {simulator.name})"
                 self._kill(actor)
                 continue
-            place = f"env runner on simulator {simulator.name} (node {simulator.node_id[:8]}, pid {info.pid})"
-            self.runners.append(
-                RunnerLink(
-                    channel=ActorChannel(actor, place),
-                    simulator=simulator.name,
-                    node_id=simulator.node_id,
-                    pid=info.pid,
-                    environments=simulator.info.environments,
-                    garbage=self._garbage,
-                )
+            up.append((simulator, actor, info))
+        channels, self.channels = open_channels(
+            [actor for _, actor, _ in up],
+            [
+                f"env runner on simulator {simulator.name} (node {simulator.node_id[:8]}, pid {info.pid})"
+                for simulator, _, info in up
+            ],
+            self._channel,
+        )
+        self.runners += [
+            RunnerLink(
+                channel=channel,
+                simulator=simulator.name,
+                node_id=simulator.node_id,
+                pid=info.pid,
+                environments=simulator.info.environments,
+                garbage=self._garbage,
             )
+            for (simulator, _, info), channel in zip(up, channels, strict=True)
+        ]
 
     def _install_patches(self) -> None:
         from remoterl.patches import gymnasium as gymnasium_patches
@@ -305,6 +317,8 @@ class Session:
             self._close_environments()
         finally:  # also where Ctrl-C interrupts an environment's close
             self._garbage.put(None)
+            for runner in self.runners:
+                runner.channel.close()
             try:
                 for actor in self._actors:
                     self._kill(actor)
@@ -317,6 +331,8 @@ class Session:
         self._unpatch()
         for core in list(self._cores):
             core.abandon()
+        for runner in self.runners:
+            runner.channel.abandon()
 
     def _unpatch(self) -> None:
         atexit.unregister(self.close)
@@ -367,7 +383,7 @@ def open_session(config: TrainerConfig) -> Session | None:
     )
     if connection is None:
         return None
-    session = Session(connection)
+    session = Session(connection, config.channel)
     try:
         if not session.start(config.total_env_runners, deadline):
             session.close()
@@ -379,10 +395,11 @@ def open_session(config: TrainerConfig) -> Session | None:
     for runner in session.runners:
         places[runner.simulator] = places.get(runner.simulator, 0) + 1
     logger.info(
-        "%d env runners over %s, through %s, channel 'actor'.",
+        "%d env runners over %s, through %s, %s.",
         len(session.runners),
         ", ".join(f"{name} ({count})" for name, count in places.items()),
         connection.description,
+        session.channels,
     )
     return session
 

@@ -1,0 +1,248 @@
+"""The `stream` channel: a socket from the trainer straight to an env runner, beside Ray.
+
+Ray carries the offer (where, and a one-time secret) and keeps an eye on the env runner; requests and replies go
+through the socket. This side runs wherever Python does; the other is `actors.stream_listener` and `stream_server`.
+"""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from remoterl.channels import handshake, tls
+from remoterl.channels.base import Channel
+from remoterl.channels.framing import FrameSocket, UndecodableError
+from remoterl.messages import StreamOffer
+
+KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 5}  # seconds, seconds, probes
+WRITE_CHECK_S = 0.05
+
+
+class UnreachableError(Exception):
+    """A stream could not be opened; the message says why."""
+
+
+class Ticket:
+    """The place of one reply."""
+
+    __slots__ = ("done", "error", "reply")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.reply: Any = None
+        self.error: Exception | None = None
+
+
+class StreamChannel(Channel):
+    """Requests and replies through one socket, in the order in which they were sent.
+
+    Args:
+        connected: what `connect` returned.
+        streams: of this session.
+        description: names the env runner in errors: its simulator, node and process.
+    """
+
+    name = "stream"
+
+    def __init__(self, connected: socket.socket, streams: Streams, description: str) -> None:
+        super().__init__(description)
+        keep_alive(connected)
+        self.frames = FrameSocket(connected)
+        self._streams = streams
+        self._waiting: deque[Ticket] = deque()
+        self._sending = threading.Lock()
+        streams.add(self)
+
+    def send(self, request: Any) -> Ticket:
+        ticket = Ticket()
+        with self._sending:
+            if not self.lost:
+                self.frames.put(request)
+                self._waiting.append(ticket)
+                try:
+                    if not self.frames.flush():
+                        self._streams.run(self.frames.flush, writing=self)
+                except OSError as error:
+                    self.lose(error)
+            if self.lost:  # also where another thread found out while we were sending
+                self.lose("its stream is closed")
+                raise self._gone("its stream is closed")
+        return ticket
+
+    def receive(self, ticket: Any, timeout_s: float | None = None) -> Any:
+        if not self._streams.run(lambda: ticket.done, timeout_s):
+            raise self._late(timeout_s)
+        return _result(ticket)
+
+    @classmethod
+    def receive_all(
+        cls, channels: Sequence[Channel], tickets: Sequence[Any], timeout_s: float | None = None
+    ) -> list[Any]:
+        first = cast(StreamChannel, channels[0])
+        if not first._streams.run(lambda: all(ticket.done for ticket in tickets), timeout_s):
+            raise first._late(timeout_s)
+        return [_result(ticket) for ticket in tickets]
+
+    def read(self) -> None:
+        """Give the replies that have arrived to their tickets. One thread at a time: see `Streams`."""
+        try:
+            while True:
+                try:
+                    reply = self.frames.get()
+                    if reply is None:
+                        return
+                    ticket = self._waiting.popleft()
+                    ticket.reply = reply
+                except UndecodableError as error:
+                    ticket = self._waiting.popleft()
+                    ticket.error = self._undecodable(cast(Exception, error.__cause__))
+                ticket.done = True
+        except OSError as error:
+            self.lose(error)
+
+    def lose(self, reason: Exception | str) -> None:
+        """The env runner is gone: so is every reply that is still out."""
+        self.lost = True
+        self._streams.remove(self)
+        while self._waiting:
+            ticket = self._waiting.popleft()
+            ticket.error = self._gone(reason)
+            ticket.done = True
+
+    def interrupt(self) -> None:
+        """Ray knows that the env runner is gone: whoever waits for it finds the socket closed. From any thread."""
+        try:
+            socket.socket.shutdown(self.frames.socket, socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        self.lose("the session was closed")
+        self.frames.close()
+
+    def abandon(self) -> None:
+        self.lost = True
+        self.frames.close()
+
+
+class Streams:
+    """All streams of one session. Any thread may wait for any replies; one at a time reads, for all of them."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._turn = threading.Condition()
+        self._someone_reads = False
+        self._others_wait = 0
+
+    def add(self, channel: StreamChannel) -> None:
+        """Read this one's replies too."""
+        self._selector.register(channel.frames.socket, selectors.EVENT_READ, channel)
+
+    def remove(self, channel: StreamChannel) -> None:
+        """Read it no longer. Idempotent."""
+        try:
+            self._selector.unregister(channel.frames.socket)
+        except (KeyError, ValueError):
+            pass
+
+    def run(
+        self, is_done: Callable[[], bool], timeout_s: float | None = None, writing: StreamChannel | None = None
+    ) -> bool:
+        """Read replies until `is_done`; False where it is not after `timeout_s`.
+
+        With `writing`, `is_done` is tried again whenever that stream can be written to: a peer that is itself
+        stuck with a reply to us reads nothing until we take it.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while not is_done():
+            with self._turn:
+                reads = not self._someone_reads
+                if reads:
+                    self._someone_reads = True
+                else:
+                    self._others_wait += 1
+                    if not is_done():  # it may have become so before the reader could see us wait
+                        self._turn.wait(WRITE_CHECK_S if writing is not None else _remaining(deadline))
+                    self._others_wait -= 1
+            if reads:
+                try:
+                    self._read(is_done, deadline, writing)
+                finally:
+                    with self._turn:
+                        self._someone_reads = False
+                        self._turn.notify_all()
+            if _remaining(deadline) == 0.0:
+                return is_done()
+        return True
+
+    def _read(self, is_done: Callable[[], bool], deadline: float | None, writing: StreamChannel | None) -> None:
+        if writing is not None:
+            self._selector.modify(writing.frames.socket, selectors.EVENT_READ | selectors.EVENT_WRITE, writing)
+        try:
+            while not is_done():
+                events = self._selector.select(_remaining(deadline))
+                if not events and _remaining(deadline) == 0.0:
+                    return
+                for key, event in events:
+                    if event & selectors.EVENT_READ:
+                        key.data.read()
+                if self._others_wait:
+                    with self._turn:
+                        self._turn.notify_all()
+        finally:
+            if writing is not None and not writing.lost:
+                self._selector.modify(writing.frames.socket, selectors.EVENT_READ, writing)
+
+
+def connect(offer: StreamOffer, timeout_s: float) -> socket.socket:
+    """Open and authenticate the connection that an env runner offers.
+
+    Raises:
+        UnreachableError: it can't be, for the reason that the message gives.
+    """
+    deadline = time.monotonic() + timeout_s
+    where = f"{offer.host}:{offer.port}"
+    if offer.uses_tls != tls.is_on():
+        sides = ("the env runner's Ray", "this process") if offer.uses_tls else ("this process", "the env runner's Ray")
+        raise UnreachableError(f"{sides[0]} uses TLS (RAY_USE_TLS=1), {sides[1]} does not")
+    try:
+        connected = socket.create_connection((offer.host, offer.port), timeout_s)
+    except OSError as error:
+        raise UnreachableError(f"{where} can't be reached ({error})") from error
+    try:
+        context = tls.client_context()
+        if context is not None:
+            connected.settimeout(max(0.1, deadline - time.monotonic()))
+            connected = context.wrap_socket(connected, server_hostname=offer.host)
+        handshake.greet(connected, offer.secret, offer.context.encode(), deadline)
+    except (handshake.HandshakeError, OSError, KeyError) as error:
+        connected.close()
+        raise UnreachableError(f"{where} answers, but {error or type(error).__name__}") from error
+    except BaseException:
+        connected.close()
+        raise
+    return connected
+
+
+def keep_alive(connected: socket.socket) -> None:
+    """Small messages leave at once, and a peer that vanished without a word is noticed while nothing is sent."""
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in KEEP_ALIVE.items():
+        if hasattr(socket, option):
+            connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+def _remaining(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def _result(ticket: Ticket) -> Any:
+    if ticket.error is not None:
+        raise ticket.error
+    return ticket.reply
