@@ -43,7 +43,10 @@ class Channel(ABC):
     def receive_all(
         cls, channels: Sequence[Channel], tickets: Sequence[Any], timeout_s: float | None = None
     ) -> list[Any]:
-        """Wait for one reply from each of several channels, of this class where it is not `Channel`; raises what `receive` would."""
+        """Wait for one reply from each of several channels; raises what `receive` would.
+
+        Called on a subclass, the channels are all of it; on `Channel`, they may be of any.
+        """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         replies = []
         for channel, ticket in zip(channels, tickets, strict=True):
@@ -53,9 +56,11 @@ class Channel(ABC):
 
     def close(self) -> None:
         """Let go of the env runner: nothing is sent from here on. Idempotent."""
+        self.lost = True
 
     def abandon(self) -> None:
         """In a forked child: let go of what is the parent's, without a word to the env runner."""
+        self.lost = True
 
     def _late(self, timeout_s: float | None) -> TimeoutError:
         return TimeoutError(f"no answer from the {self._description} (or its peers) within {timeout_s} s")

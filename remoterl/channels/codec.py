@@ -136,7 +136,7 @@ class Decoder:
 
 
 def beside_sizes(section: Buffer) -> tuple[tuple[int, ...], int]:
-    """Of the pickled section of a `PICKLED` frame: the sizes of the buffers in the body, and where the pickle starts."""
+    """Of a `PICKLED` frame's pickled section: the sizes of the buffers in the body, and where the pickle starts."""
     (count,) = struct.unpack_from("<I", section)
     return struct.unpack_from(f"<{count}Q", section, 4), 4 + 8 * count
 

@@ -180,10 +180,10 @@ class _LargeFrame:
             return
         if self.layout == PICKLED:
             sizes, _ = beside_sizes(self.pickled)
-            self.body = [memoryview(_uninitialized(size)) for size in sizes]
+            self.body = [_uninitialized(size) for size in sizes]
             self._targets.extend(buffer for buffer in self.body if buffer.nbytes)
         else:
-            self.body = memoryview(_uninitialized(self._body_bytes))
+            self.body = _uninitialized(self._body_bytes)
             if self._body_bytes:
                 self._targets.append(self.body)
 
@@ -214,8 +214,8 @@ class _LargeFrame:
         return True
 
 
-def _uninitialized(size_bytes: int) -> np.ndarray:
-    return np.empty(size_bytes, dtype=np.uint8)
+def _uninitialized(size_bytes: int) -> memoryview:
+    return np.empty(size_bytes, dtype=np.uint8).data
 
 
 def _split(body: memoryview, sizes: tuple[int, ...]) -> list[memoryview]:

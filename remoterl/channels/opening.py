@@ -47,9 +47,10 @@ def open_channels(actors: Sequence[Any], descriptions: Sequence[str], wanted: Ch
         if isinstance(connected, str):
             failures.append(f"the {description}: {connected}")
             continue
-        channel = channels[index] = StreamChannel(connected, streams, description)
+        stream = StreamChannel(connected, streams, description)
+        channels[index] = stream
         # Done when the env runner is: with its stream, its process or its node, and Ray tells.
-        actor.serve_stream.remote().future().add_done_callback(lambda _, channel=channel: channel.interrupt())
+        actor.serve_stream.remote().future().add_done_callback(lambda _, stream=stream: stream.interrupt())
     if failures and wanted == "stream":
         for channel in channels:
             channel.close()
