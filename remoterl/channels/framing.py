@@ -54,7 +54,8 @@ class FrameSocket:
         if sum(len(buffer) if type(buffer) is bytes else buffer.nbytes for buffer in buffers) <= SMALL_BYTES:
             self._unsent.append(memoryview(b"".join(buffers)))
         else:
-            self._unsent.extend(memoryview(buffer).cast("B") for buffer in buffers if len(buffer))
+            views = [memoryview(buffer) for buffer in buffers]
+            self._unsent.extend(view.cast("B") for view in views if view.nbytes)
 
     def flush(self) -> bool:
         """Send what the operating system takes now; True where nothing is left.

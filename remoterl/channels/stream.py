@@ -10,6 +10,7 @@ import selectors
 import socket
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -123,6 +124,7 @@ class StreamChannel(Channel):
 
     def close(self) -> None:
         self.lose("the session was closed")
+        self._streams.wake()
         self.frames.close()
 
     def abandon(self) -> None:
@@ -135,6 +137,10 @@ class Streams:
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
+        self._alarm, self._bell = socket.socketpair()
+        self._alarm.setblocking(False)
+        self._selector.register(self._alarm, selectors.EVENT_READ)
+        weakref.finalize(self, _close_all, self._selector, self._alarm, self._bell).atexit = False
         self._turn = threading.Condition()
         self._someone_reads = False
         self._others_wait = 0
@@ -149,6 +155,10 @@ class Streams:
             self._selector.unregister(channel.frames.socket)
         except (KeyError, ValueError):
             pass
+
+    def wake(self) -> None:
+        """Let whoever reads look again whether its reply is there (or never will be)."""
+        self._bell.send(b"!")
 
     def run(
         self, is_done: Callable[[], bool], timeout_s: float | None = None, writing: StreamChannel | None = None
@@ -189,7 +199,9 @@ class Streams:
                 if not events and _remaining(deadline) == 0.0:
                     return
                 for key, event in events:
-                    if event & selectors.EVENT_READ:
+                    if key.data is None:
+                        self._alarm.recv(1)
+                    elif event & selectors.EVENT_READ:
                         key.data.read()
                 if self._others_wait:
                     with self._turn:
@@ -236,6 +248,11 @@ def keep_alive(connected: socket.socket) -> None:
     for option, value in KEEP_ALIVE.items():
         if hasattr(socket, option):
             connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+def _close_all(*closable: Any) -> None:
+    for one in closable:
+        one.close()
 
 
 def _remaining(deadline: float | None) -> float | None:
