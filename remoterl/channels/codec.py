@@ -64,19 +64,19 @@ class Encoder:
     def __init__(self) -> None:
         self._layouts: dict[Any, Layout] = {}
 
-    def encode(self, message: Any) -> list[Buffer]:
-        """The buffers to send, one after the other.
+    def encode(self, message: Any) -> tuple[list[Buffer], int]:
+        """The buffers to send, one after the other, and how many bytes they have together.
 
         Raises:
             Exception: what pickling raised; nothing of the message may be sent then, and others can follow.
         """
         if type(message) is RowsStepped or type(message) is StepRows:
-            buffers = self._by_layout(message)
-            if buffers is not None:
-                return buffers
+            encoded = self._by_layout(message)
+            if encoded is not None:
+                return encoded
         return _pickled(message)
 
-    def _by_layout(self, message: Any) -> list[Buffer] | None:
+    def _by_layout(self, message: Any) -> tuple[list[Buffer], int] | None:
         kinds: list[Any] = [type(message)]
         arrays: list[np.ndarray] = []
         rest: list[Any] = []
@@ -97,16 +97,19 @@ class Encoder:
             return None
         pickled = _dumps(tuple(rest)) if rest else b""
         buffers: list[Buffer] = []
+        size_bytes = PREFIX.size + len(pickled)
         if layout is None:
             layout = self._layouts[key] = _make_layout(len(self._layouts) + 1, *kinds)
             definition = pickle.dumps(layout, protocol=5)
             buffers += [PREFIX.pack(DEFINITION, len(definition), 0), definition]
-        buffers += [PREFIX.pack(layout.number, len(pickled), layout.body_bytes), pickled]
+            size_bytes += PREFIX.size + len(definition)
+        buffers.append(PREFIX.pack(layout.number, len(pickled), layout.body_bytes))
+        buffers.append(pickled)
         for array, padding in zip(arrays, layout.paddings, strict=True):
             buffers.append(array)
             if padding:
                 buffers.append(padding)
-        return buffers
+        return buffers, size_bytes + layout.body_bytes
 
 
 class Decoder:
@@ -141,7 +144,7 @@ def beside_sizes(section: Buffer) -> tuple[tuple[int, ...], int]:
     return struct.unpack_from(f"<{count}Q", section, 4), 4 + 8 * count
 
 
-def _pickled(message: Any) -> list[Buffer]:
+def _pickled(message: Any) -> tuple[list[Buffer], int]:
     beside: list[memoryview] = []
 
     def stays_in_the_pickle(buffer: pickle.PickleBuffer) -> bool:
@@ -154,7 +157,8 @@ def _pickled(message: Any) -> list[Buffer]:
     pickled = _dumps(message, stays_in_the_pickle, beside.clear)
     sizes = [buffer.nbytes for buffer in beside]
     section = struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes) + pickled
-    return [PREFIX.pack(PICKLED, len(section), sum(sizes)), section, *beside]
+    body_bytes = sum(sizes)
+    return [PREFIX.pack(PICKLED, len(section), body_bytes), section, *beside], PREFIX.size + len(section) + body_bytes
 
 
 def _dumps(

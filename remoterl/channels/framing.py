@@ -50,8 +50,8 @@ class FrameSocket:
         Raises:
             Exception: it can't be pickled; then nothing is queued.
         """
-        buffers = self._encoder.encode(message)
-        if sum(len(buffer) if type(buffer) is bytes else buffer.nbytes for buffer in buffers) <= SMALL_BYTES:
+        buffers, size_bytes = self._encoder.encode(message)
+        if size_bytes <= SMALL_BYTES:
             self._unsent.append(memoryview(b"".join(buffers)))
         else:
             views = [memoryview(buffer) for buffer in buffers]
@@ -82,6 +82,13 @@ class FrameSocket:
         if self._scattered and len(self._unsent) > 1:
             return self.socket.sendmsg([self._unsent[i] for i in range(min(len(self._unsent), MAX_BUFFERS_A_CALL))])
         return self.socket.send(self._unsent[0])
+
+    @property
+    def has_more(self) -> bool:
+        """May `get` find something that no `select` would tell of, because it has been received already?"""
+        if self._start != self._end:
+            return True
+        return isinstance(self.socket, ssl.SSLSocket) and self.socket.pending() > 0
 
     # ---- receiving -------------------------------------------------------------------------------------------
 

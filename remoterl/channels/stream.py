@@ -67,7 +67,7 @@ class StreamChannel(Channel):
                 self._waiting.append(ticket)
                 try:
                     if not self.frames.flush():
-                        self._streams.run(self.frames.flush, writing=self)
+                        self._streams.wait_to_send(self)
                 except OSError as error:
                     self.lose(error)
             if self.lost:  # also where another thread found out while we were sending
@@ -76,7 +76,7 @@ class StreamChannel(Channel):
         return ticket
 
     def receive(self, ticket: Any, timeout_s: float | None = None) -> Any:
-        if not self._streams.run(lambda: ticket.done, timeout_s):
+        if not self._streams.wait([ticket], timeout_s):
             raise self._late(timeout_s)
         return _result(ticket)
 
@@ -85,7 +85,7 @@ class StreamChannel(Channel):
         cls, channels: Sequence[Channel], tickets: Sequence[Any], timeout_s: float | None = None
     ) -> list[Any]:
         first = cast(StreamChannel, channels[0])
-        if not first._streams.run(lambda: all(ticket.done for ticket in tickets), timeout_s):
+        if not first._streams.wait(tickets, timeout_s):
             raise first._late(timeout_s)
         return [_result(ticket) for ticket in tickets]
 
@@ -103,6 +103,8 @@ class StreamChannel(Channel):
                     ticket = self._waiting.popleft()
                     ticket.error = self._undecodable(cast(Exception, error.__cause__))
                 ticket.done = True
+                if not self.frames.has_more:
+                    return
         except OSError as error:
             self.lose(error)
 
@@ -160,14 +162,30 @@ class Streams:
         """Let whoever reads look again whether its reply is there (or never will be)."""
         self._bell.send(b"!")
 
-    def run(
+    def wait(self, tickets: Sequence[Ticket], timeout_s: float | None = None) -> bool:
+        """Read until all of these have their replies; False where they have not after `timeout_s`."""
+
+        def are_done() -> bool:
+            for ticket in tickets:  # noqa: SIM110 - as a generator it costs three times as much
+                if not ticket.done:
+                    return False
+            return True
+
+        return self._run(are_done, timeout_s)
+
+    def wait_to_send(self, channel: StreamChannel) -> None:
+        """Send the rest of a request whenever the other end takes some, and read meanwhile.
+
+        A peer that is itself stuck with a reply to us reads nothing until we take it.
+
+        Raises:
+            OSError: the other end is gone.
+        """
+        self._run(channel.frames.flush, writing=channel)
+
+    def _run(
         self, is_done: Callable[[], bool], timeout_s: float | None = None, writing: StreamChannel | None = None
     ) -> bool:
-        """Read replies until `is_done`; False where it is not after `timeout_s`.
-
-        With `writing`, `is_done` is tried again whenever that stream can be written to: a peer that is itself
-        stuck with a reply to us reads nothing until we take it.
-        """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not is_done():
             with self._turn:
@@ -185,7 +203,8 @@ class Streams:
                 finally:
                     with self._turn:
                         self._someone_reads = False
-                        self._turn.notify_all()
+                        if self._others_wait:
+                            self._turn.notify_all()
             if _remaining(deadline) == 0.0:
                 return is_done()
         return True
