@@ -11,7 +11,6 @@ import socket
 import ssl
 import threading
 from collections import deque
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -34,8 +33,8 @@ class FrameSocket:
         self.socket = connected
         self._encoder, self._decoder = Encoder(), Decoder()
         # OpenSSL has one state for both directions.
-        self._lock: Any = threading.Lock() if isinstance(connected, ssl.SSLSocket) else nullcontext()
-        self._scattered = hasattr(connected, "sendmsg") and not isinstance(connected, ssl.SSLSocket)
+        self._lock = threading.Lock() if isinstance(connected, ssl.SSLSocket) else None
+        self._can_gather = hasattr(connected, "sendmsg")  # not on Windows
         self._unsent: deque[memoryview] = deque()
         self._small = bytearray(SMALL_BYTES)
         self._view = memoryview(self._small)
@@ -66,10 +65,12 @@ class FrameSocket:
         unsent = self._unsent
         while unsent:
             try:
-                with self._lock:
-                    sent = self._send()
+                sent = self._send()
             except WOULD_BLOCK:
                 return False
+            if len(unsent) == 1 and sent == unsent[0].nbytes:
+                unsent.clear()
+                return True
             while sent:
                 first = unsent.popleft()
                 if sent < first.nbytes:
@@ -79,9 +80,13 @@ class FrameSocket:
         return True
 
     def _send(self) -> int:
-        if self._scattered and len(self._unsent) > 1:
-            return self.socket.sendmsg([self._unsent[i] for i in range(min(len(self._unsent), MAX_BUFFERS_A_CALL))])
-        return self.socket.send(self._unsent[0])
+        unsent = self._unsent
+        if self._lock is not None:
+            with self._lock:
+                return self.socket.send(unsent[0])
+        if len(unsent) > 1 and self._can_gather:
+            return self.socket.sendmsg([unsent[index] for index in range(min(len(unsent), MAX_BUFFERS_A_CALL))])
+        return self.socket.send(unsent[0])
 
     @property
     def has_more(self) -> bool:
@@ -142,8 +147,11 @@ class FrameSocket:
 
     def _receive_into(self, view: memoryview) -> int:
         try:
-            with self._lock:
+            if self._lock is None:
                 received = self.socket.recv_into(view)
+            else:
+                with self._lock:
+                    received = self.socket.recv_into(view)
         except WOULD_BLOCK:
             return 0
         if received == 0:
