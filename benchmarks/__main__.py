@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--quick] [--rounds 5] [--seconds 2] [--only TEXT] [--out out/benchmarks]`.
+"""`python -m benchmarks [--quick] [--rounds 5] [--seconds 2] [--only EXPRESSION] [--out out/benchmarks]`.
 
 Every contender runs in a process of its own, on one private cluster with two simulators on this machine; the
 contenders take turns, round after round. Tables go to the terminal, JSON and plots to the folder.
@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -33,7 +34,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer sizes, one second a turn")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, help="of a turn; 2, quick 1")
-    parser.add_argument("--only", default="", help="cells whose name holds this text, and their baselines")
+    parser.add_argument(
+        "--only", default="", help="cells whose name holds this regular expression, and their baselines"
+    )
     parser.add_argument("--out", type=Path, default=Path("out/benchmarks"))
     options = parser.parse_args()
     seconds = options.seconds or (1.0 if options.quick else 2.0)
@@ -59,10 +62,10 @@ def main() -> None:
 def _cells(quick: bool, only: str) -> list[Cell]:
     cells: dict[Cell, None] = {}
     for wanted in plans.figures():
-        if only in str(wanted.cell):
+        if re.search(only, str(wanted.cell)):
             cells.update({wanted.cell: None, wanted.baseline: None})
     rest = [*(cell for cell, _ in plans.ideal()), *plans.others(), *plans.growth(quick)]
-    cells.update((cell, None) for cell in rest if only in str(cell))
+    cells.update((cell, None) for cell in rest if re.search(only, str(cell)))
     return list(cells)
 
 

@@ -53,14 +53,15 @@ def sb3_dummy(cell: Cell) -> Step:
 def sb3_subproc(cell: Cell) -> Step:
     from stable_baselines3.common.vec_env import SubprocVecEnv
 
-    return _sb3(SubprocVecEnv, cell)
+    # Forked, 32 processes start in a second instead of a minute; they step as fast.
+    return _sb3(SubprocVecEnv, cell, start_method="fork")
 
 
-def _sb3(vec_env_class: type, cell: Cell) -> Step:
+def _sb3(vec_env_class: type, cell: Cell, **kwargs: Any) -> Step:
     from stable_baselines3.common.env_util import make_vec_env
 
     make: Any = factory(cell.work)
-    env = make_vec_env(make, cell.rows, seed=0, vec_env_cls=vec_env_class)
+    env = make_vec_env(make, cell.rows, seed=0, vec_env_cls=vec_env_class, vec_env_kwargs=kwargs)
     env.reset()
     return env.step
 
