@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -149,6 +150,7 @@ def open_contender(cell: Cell, addresses: dict[str, str]) -> Step:
     if cell.contender in LOCAL:
         return LOCAL[cell.contender](cell)
     if cell.contender == BY_HAND:
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=os.environ["REMOTERL_API_KEY"])  # read at import
         import ray
 
         ray.init(addresses["driver"], log_to_driver=False)
