@@ -33,7 +33,7 @@ from remoterl._logging import logger
 from remoterl.actors import directory
 from remoterl.actors import registry as registrations
 from remoterl.actors.env_runner import EnvRunner
-from remoterl.channels.actor import ActorChannel
+from remoterl.channels.opening import open_channels
 from remoterl.cluster.connection import Connection, connect
 from remoterl.config import TrainerConfig
 from remoterl.errors import CapacityError, EnvRunnerLostError, UnknownEnvironmentError
@@ -62,11 +62,11 @@ LOCAL_WHEN_IMPORTED = "ray.rllib.algorithms.dreamerv3.utils.debugging"
 class Session:
     """One trainer's env runners and patches. Open it with `open_session`."""
 
-    def __init__(self, connection: Connection, num_env_runners: int, timeout_s: float) -> None:
+    def __init__(self, connection: Connection, config: TrainerConfig) -> None:
         self.connection = connection
-        self._wanted = num_env_runners
-        self._at_most: int | None = None  # while RLlib builds an algorithm
-        self._timeout_s = timeout_s
+        self.channels = ""  # which the env runners have, in words
+        self._config = config
+        self._at_most: int | None = None  # env runners placed at once, while RLlib builds an algorithm
         self.runners: list[RunnerLink] = []
         self._actors: list[Any] = []
         self._last_failure = ""  # of an env runner that did not come up
@@ -103,7 +103,7 @@ class Session:
 
     def _place(self, deadline: float) -> bool:
         waited = False
-        wanted = self._wanted if self._at_most is None else min(self._wanted, self._at_most)
+        wanted = self._config.total_env_runners if self._at_most is None else self._at_most
         while True:
             simulators = directory.find_simulators(deadline)
             counts = plan(capacity.free_units(simulators, deadline), wanted)
@@ -160,6 +160,7 @@ class Session:
                 )
                 self._actors.append(actor)
                 created.append((simulator, actor, actor.ready.remote()))
+        up: list[tuple[directory.SimulatorHandle, Any, m.EnvRunnerInfo]] = []
         up_by = max(deadline, time.monotonic() + ENV_RUNNER_START_S)
         for simulator, actor, ready in created:
             try:
@@ -171,18 +172,27 @@ class Session:
                     self._last_failure = f"{str(error).strip().splitlines()[-1]} (on simulator {simulator.name})"
                 self._kill(actor)
                 continue
-            place = f"env runner on simulator {simulator.name} (node {simulator.node_id[:8]}, pid {info.pid})"
-            self.runners.append(
-                RunnerLink(
-                    channel=ActorChannel(actor, place),
-                    actor=actor,
-                    simulator=simulator.name,
-                    node_id=simulator.node_id,
-                    pid=info.pid,
-                    environments=simulator.info.environments,
-                    garbage=self._garbage,
-                )
+            up.append((simulator, actor, info))
+        channels, self.channels = open_channels(
+            [actor for _, actor, _ in up],
+            [
+                f"env runner on simulator {simulator.name} (node {simulator.node_id[:8]}, pid {info.pid})"
+                for simulator, _, info in up
+            ],
+            self._config.channel,
+        )
+        self.runners += [
+            RunnerLink(
+                channel=channel,
+                actor=actor,
+                simulator=simulator.name,
+                node_id=simulator.node_id,
+                pid=info.pid,
+                environments=simulator.info.environments,
+                garbage=self._garbage,
             )
+            for (simulator, actor, info), channel in zip(up, channels, strict=True)
+        ]
 
     def _install_patches(self) -> None:
         from remoterl.patches import gymnasium as gymnasium_patches
@@ -277,7 +287,7 @@ class Session:
 
     def simulators_know(self, env_id: str) -> bool:
         """See `patches.backend.Backend.simulators_know`."""
-        simulators = directory.find_simulators(time.monotonic() + self._timeout_s)
+        simulators = directory.find_simulators(time.monotonic() + self._config.timeout_s)
         lacking = [each.name for each in simulators if not _knows(each.info.environments, env_id)]
         if lacking and env_id not in trainers_registry:
             raise self._unknown(env_id, simulators)
@@ -291,10 +301,11 @@ class Session:
                 idle = [runner for runner in self.runners if runner.rows == 0]
                 for runner in idle:
                     self.runners.remove(runner)
+                    runner.channel.close()
                     self._kill(runner.actor)
                 units = needs.get(directory.RESOURCE, 0) + (rows_here and not self._living())
                 needs = {**needs, directory.RESOURCE: units}
-                capacity.require(needs, what, self._timeout_s, quiet_s=KILL_S if idle else 0.0)
+                capacity.require(needs, what, self._config.timeout_s, quiet_s=KILL_S if idle else 0.0)
             before, self._at_most = self._at_most, 1
         try:
             yield
@@ -307,7 +318,9 @@ class Session:
 
     def _runners_for(self, env_id: str | None) -> list[RunnerLink]:
         """The env runners whose simulator can make this id; all of them where the trainer can mirror it."""
-        if not self.runners and not self._place(time.monotonic() + self._timeout_s):  # they made room for RLlib's
+        if not self.runners and not self._place(
+            time.monotonic() + self._config.timeout_s
+        ):  # they made room for RLlib's
             raise CapacityError(
                 "No simulator has an env runner left for this environment, since RLlib's hold them all. Stop an "
                 "algorithm, or start another simulator."
@@ -370,6 +383,8 @@ class Session:
             self._undo_at_end()
         finally:  # also where Ctrl-C interrupts an environment's close
             self._garbage.put(None)
+            for runner in self.runners:
+                runner.channel.close()
             try:
                 for actor in self._actors:
                     self._kill(actor)
@@ -382,6 +397,8 @@ class Session:
         self._unpatch()
         for core in list(self._cores):
             core.abandon()
+        for runner in self.runners:
+            runner.channel.abandon()
 
     def _unpatch(self) -> None:
         atexit.unregister(self.close)
@@ -444,7 +461,7 @@ def open_session(config: TrainerConfig) -> Session | None:
     )
     if connection is None:
         return None
-    session = Session(connection, config.total_env_runners, config.timeout_s)
+    session = Session(connection, config)
     try:
         if not session.start(deadline):
             session.close()
@@ -456,10 +473,11 @@ def open_session(config: TrainerConfig) -> Session | None:
     for runner in session.runners:
         places[runner.simulator] = places.get(runner.simulator, 0) + 1
     logger.info(
-        "%d env runners over %s, through %s, channel 'actor'.",
+        "%d env runners over %s, through %s, %s.",
         len(session.runners),
         ", ".join(f"{name} ({count})" for name, count in places.items()),
         connection.description,
+        session.channels,
     )
     return session
 

@@ -16,7 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from processes import KEY, Cluster, clean_environment, wait_until
+from processes import Cluster, Way, clean_environment, wait_until
 from rllib_fixtures import node_names, rllib_cluster, rllib_session  # noqa: F401
 
 import remoterl
@@ -54,11 +54,15 @@ def locally() -> Iterator[Callable[..., Any]]:
         yield lambda function, *args, **kwargs: pool.submit(function, *args, **kwargs).result(120)
 
 
-@pytest.fixture(scope="module", params=["client", "driver"])
-def trainer(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[str]:
-    """A session of two env runners, one on each simulator, through Ray Client and in-cluster; gives which."""
+# The fourth, Ray Client by actor calls, takes 8 ms a step: where it adds something, a test asks for it.
+WAYS = [Way("client", "stream"), Way("driver", "stream"), Way("driver", "actor")]
+
+
+@pytest.fixture(scope="module", params=WAYS, ids=str)
+def trainer(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Way]:
+    """A session of two env runners, one on each simulator, by each connection and channel; gives which."""
     before = patched_places()
-    assert remoterl.init(KEY, address=cluster.address(request.param), num_env_runners=2)
+    request.param.open(cluster)
     yield request.param
     remoterl.shutdown()
     assert patched_places() == before

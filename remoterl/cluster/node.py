@@ -24,6 +24,9 @@ OBJECT_STORE_BYTES = 1_000_000_000
 # Ray Client forks a server for each client from a process full of gRPC's threads. With gRPC's own fork handlers on,
 # that server died at its start in 3 of 12 first connections, and 0 of 12 with them off (Ray 2.60, gRPC 1.85).
 FORK_SAFE = {"GRPC_ENABLE_FORK_SUPPORT": "0"}
+# Ray starts workers with a niceness of 15, behind everything else that the machine does. To step is what a simulator
+# is for, and its trainer waits for every one of them.
+NOT_NICE = {"RAY_worker_niceness": "0"}
 
 
 class NodeFailedError(Exception):
@@ -112,7 +115,7 @@ class Node:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**FORK_SAFE, **_own_python_first(), **environment, **key_environment(self._api_key)},
+                env={**FORK_SAFE, **NOT_NICE, **_own_python_first(), **environment, **key_environment(self._api_key)},
                 start_new_session=True,
             )
 
