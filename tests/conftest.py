@@ -27,9 +27,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_cluster_in_the_environment() -> Iterator[None]:
-    before = dict(os.environ)
+    before, clean = dict(os.environ), clean_environment()
     os.environ.clear()
-    os.environ.update(clean_environment())
+    os.environ.update(clean)
     yield
     os.environ.clear()
     os.environ.update(before)

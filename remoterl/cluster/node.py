@@ -127,12 +127,16 @@ class Node:
         """
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            if not self.is_running():
-                raise NodeFailedError(self.last_lines())
+            self.require_running()
             if self._marker.exists() and (address := self._marker.read_text().strip()):
                 return address
             time.sleep(0.05)
         return None
+
+    def require_running(self) -> None:
+        """Raise NodeFailedError where `ray start` ended."""
+        if not self.is_running():
+            raise NodeFailedError(self.last_lines())
 
     def is_running(self) -> bool:
         """Is the `ray start` process alive?"""
@@ -172,8 +176,8 @@ class Node:
 
 def _own_python_first() -> dict[str, str]:
     """The environment with this Python's folder first on the path: a job's `python train.py` means this Python."""
-    folders = [os.path.dirname(sys.executable), os.environ.get("PATH", "")]
-    return {**os.environ, "PATH": os.pathsep.join(filter(None, folders))}
+    folders = [os.path.dirname(sys.executable), os.environ.get("PATH") or os.defpath]
+    return {**os.environ, "PATH": os.pathsep.join(folders)}
 
 
 def _rays_default_folder() -> str:
