@@ -46,7 +46,7 @@ def require(needs: Mapping[str, float], what: str, timeout_s: float, quiet_s: fl
     deadline = start + timeout_s
     waiting = False
     while missing := _missing(needs, deadline):
-        quiet = time.monotonic() < start + quiet_s
+        quiet = time.monotonic() < start + min(quiet_s, timeout_s / 2)
         if not quiet and is_autoscaling():
             logger.info("%s: %s. The autoscaler starts what is missing.", what, missing)
             return

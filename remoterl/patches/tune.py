@@ -198,11 +198,11 @@ def after_install() -> None:
     it connected.
     """
     registry = ray.tune.registry._global_registry
-    registry._prefix = None
     earlier = {entry: pickle.loads(data) for entry, data in registry._to_flush.items()}
     for category, key in [entry for entry in registry._registered if entry[0] == ray.tune.registry.ENV_CREATOR]:
         if registry.contains(category, key):
             earlier[category, key] = registry.get(category, key)
+    registry._prefix = None  # that of another connection of this process, maybe
     for (category, key), value in earlier.items():
         registry.register(category, key, value)
     for hook in ray._private.worker._post_init_hooks:  # those of `tune.with_parameters`

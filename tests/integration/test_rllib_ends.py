@@ -88,9 +88,9 @@ def test_what_is_registered_before_init(rllib_cluster: Cluster, node_names: Any,
         assert node_names(where(algo)) == ["alpha", "beta"]
         algo.stop()
         # One env runner of ours for RLlib's rows here is enough, and leaves the others.
-        config.env_runners(num_env_runners=0).evaluation(evaluation_interval=1, evaluation_num_env_runners=7)
+        config.env_runners(num_env_runners=0).evaluation(evaluation_interval=1, evaluation_num_env_runners=3)
         algo = config.build_algo()
-        assert len(algo.eval_env_runner_group.foreach_env_runner(lambda _: 0, local_env_runner=False)) == 7
+        assert len(algo.eval_env_runner_group.foreach_env_runner(lambda _: 0, local_env_runner=False)) == 3
         algo.stop()
         with pytest.raises(UnknownEnvironmentError, match=r"CartPoul-v1.*alpha, beta.*CartPole-v1"):
             PPOConfig().environment("CartPoul-v1").env_runners(num_env_runners=1).build_algo()
