@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_OPTIONS = --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean
+.PHONY: help demo test bench check format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -13,6 +13,9 @@ demo: .venv/demo-ready ## Train PPO on CartPole over two simulators on this mach
 
 test: .venv/test-ready .venv-simulator/ready check ## Run every check and every test
 	.venv/bin/python -m pytest
+
+bench: .venv/test-ready ## Measure remoterl beside the alternatives (an hour; `python -m benchmarks --quick` is shorter)
+	.venv/bin/python -m benchmarks
 
 check: .venv/test-ready ## Check format, lint and types
 	.venv/bin/ruff format --check .

@@ -236,7 +236,7 @@ def free_units(simulators: Sequence[directory.SimulatorHandle], deadline: float)
     return {simulator.node_id: int(free.get(simulator.node_id, 0)) for simulator in simulators}
 
 
-def require(needs: Mapping[str, float], what: str, timeout_s: float) -> None:
+def require(needs: Mapping[str, float], what: str, timeout_s: float, quiet_s: float = 0.0) -> None:
     """Wait until `what` can be placed: its units are free, and the cluster has the CPUs and GPUs at all.
 
     An autoscaling cluster is not waited for here: its autoscaler starts what a pending request needs, and RLlib's
@@ -245,14 +245,17 @@ def require(needs: Mapping[str, float], what: str, timeout_s: float) -> None:
     Args:
         needs: Ray resource -> how much of it, all env runners and other actors of `what` together.
         timeout_s: how long to wait for what is missing.
+        quiet_s: how long nothing is said of it, because units were given back just now.
 
     Raises:
         CapacityError: after `timeout_s`, with what is asked and what there is.
     """
-    deadline = time.monotonic() + timeout_s
+    start = time.monotonic()
+    deadline = start + timeout_s
     waiting = False
     while missing := _missing(needs, deadline):
-        if is_autoscaling():
+        quiet = time.monotonic() < start + min(quiet_s, timeout_s / 2)
+        if not quiet and is_autoscaling():
             logger.info("%s: %s. The autoscaler starts what is missing.", what, missing)
             return
         if time.monotonic() >= deadline:
@@ -261,7 +264,7 @@ def require(needs: Mapping[str, float], what: str, timeout_s: float) -> None:
                 "(`remoterl simulate`), end another trainer, or ask for less (num_env_runners, "
                 "evaluation_num_env_runners)."
             )
-        if not waiting:
+        if not waiting and not quiet:
             waiting = True
             logger.info("%s: %s. Waiting up to %.0f s ...", what, missing, timeout_s)
         time.sleep(RETRY_PERIOD_S)

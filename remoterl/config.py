@@ -127,8 +127,6 @@ def make_config(
         )
     if channel not in get_args(ChannelName):
         raise ConfigurationError(f"channel must be one of {get_args(ChannelName)}, got {channel!r}.")
-    if channel == "stream":
-        raise ConfigurationError("channel='stream' is not built into this version of remoterl; use 'auto' or 'actor'.")
     if runtime_env is not None and not isinstance(runtime_env, Mapping):
         raise ConfigurationError(f"runtime_env must be a dict for Ray or None, got {type(runtime_env).__name__}.")
     return TrainerConfig(

@@ -226,6 +226,17 @@ class EnvRunnerInfo:
 
 
 @dataclass(frozen=True)
+class StreamOffer:
+    """Where an env runner waits for its trainer's stream, and what both prove to know. Travels through Ray only."""
+
+    host: str
+    port: int
+    secret: bytes = field(repr=False)
+    context: str
+    uses_tls: bool
+
+
+@dataclass(frozen=True)
 class Versions:
     """Versions of one process."""
 

@@ -17,7 +17,8 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any, cast
 
@@ -32,7 +33,7 @@ from remoterl._logging import logger
 from remoterl.actors import directory
 from remoterl.actors import registry as registrations
 from remoterl.actors.env_runner import EnvRunner
-from remoterl.channels.actor import ActorChannel
+from remoterl.channels.opening import open_channels
 from remoterl.cluster.connection import Connection, connect
 from remoterl.config import TrainerConfig
 from remoterl.errors import CapacityError, EnvRunnerLostError, UnknownEnvironmentError
@@ -46,6 +47,7 @@ from remoterl.vector.core import Assignment, RowsRaised, RunnerLink, VectorCore,
 RETRY_PERIOD_S = 0.5
 ENV_RUNNER_START_S = 10.0  # a process and its imports, on a busy machine
 CLOSE_TIMEOUT_S = 5.0
+KILL_S = 2.0  # until Ray counts a killed env runner's unit as free
 # Module of a library -> our patches of it. Each is the one where everything that is patched is complete, whatever part
 # of the library the script imports.
 PATCHED_WHEN_IMPORTED = {
@@ -53,25 +55,21 @@ PATCHED_WHEN_IMPORTED = {
     "ray.tune": "remoterl.patches.tune",
     "ray.rllib.algorithms.algorithm": "remoterl.patches.rllib",
 }
+# A module that makes an environment of its own when it is imported, as RLlib does when it looks up its algorithms.
+LOCAL_WHEN_IMPORTED = "ray.rllib.algorithms.dreamerv3.utils.debugging"
 
 
 class Session:
     """One trainer's env runners and patches. Open it with `open_session`."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        num_env_runners: int,
-        timeout_s: float,
-        labels: Mapping[str, str] | None = None,
-        reservation: str | None = None,
-    ) -> None:
+    def __init__(self, connection: Connection, config: TrainerConfig) -> None:
         self.connection = connection
-        self._labels = labels or {}
-        self._reservation = reservation
+        self.channels = ""  # which the env runners have, in words
+        self._config = config
+        self._labels = config.labels
+        self._reservation = config.reservation
         self._grant: capacity.Grant | None = None
-        self._wanted = num_env_runners
-        self._timeout_s = timeout_s
+        self._at_most: int | None = None  # env runners placed at once, while RLlib builds an algorithm
         self.runners: list[RunnerLink] = []
         self._actors: list[Any] = []
         self._last_failure = ""  # of an env runner that did not come up
@@ -111,7 +109,7 @@ class Session:
             reservation, self._reservation = self._reservation, None
             return self._create_granted(capacity.take(reservation), deadline)
         waited = False
-        wanted = self._wanted
+        wanted = self._config.total_env_runners if self._at_most is None else self._at_most
         while True:
             simulators = directory.find_simulators(deadline, labels=self._labels)
             free = capacity.free_units(simulators, deadline)
@@ -213,6 +211,7 @@ class Session:
             )
             self._actors.append(actor)
             created.append((simulator, actor, actor.ready.remote()))
+        up: list[tuple[directory.SimulatorHandle, Any, m.EnvRunnerInfo]] = []
         up_by = max(deadline, time.monotonic() + ENV_RUNNER_START_S)
         for simulator, actor, ready in created:
             try:
@@ -224,18 +223,27 @@ class Session:
                     self._last_failure = f"{str(error).strip().splitlines()[-1]} (on simulator {simulator.name})"
                 self._kill(actor)
                 continue
-            place = f"env runner on simulator {simulator.name} (node {simulator.node_id[:8]}, pid {info.pid})"
-            self.runners.append(
-                RunnerLink(
-                    channel=ActorChannel(actor, place),
-                    actor=actor,
-                    simulator=simulator.name,
-                    node_id=simulator.node_id,
-                    pid=info.pid,
-                    environments=simulator.info.environments,
-                    garbage=self._garbage,
-                )
+            up.append((simulator, actor, info))
+        channels, self.channels = open_channels(
+            [actor for _, actor, _ in up],
+            [
+                f"env runner on simulator {simulator.name} (node {simulator.node_id[:8]}, pid {info.pid})"
+                for simulator, _, info in up
+            ],
+            self._config.channel,
+        )
+        self.runners += [
+            RunnerLink(
+                channel=channel,
+                actor=actor,
+                simulator=simulator.name,
+                node_id=simulator.node_id,
+                pid=info.pid,
+                environments=simulator.info.environments,
+                garbage=self._garbage,
             )
+            for (simulator, actor, info), channel in zip(up, channels, strict=True)
+        ]
 
     def _install_patches(self) -> None:
         from remoterl.patches import gymnasium as gymnasium_patches
@@ -244,15 +252,18 @@ class Session:
         self._undo.install(gymnasium_patches.TABLE)
         self._undo.install(ray_patches.table(self.connection.context, self.close))
         for module, patches in PATCHED_WHEN_IMPORTED.items():
-            waiting = AfterImport(module, functools.partial(self._patch_library, patches))
-            self._waiting_for_imports.append(waiting)
+            self._waiting_for_imports.append(AfterImport(module, functools.partial(self._patch_library, patches)))
+        makes_environments = AfterImport(LOCAL_WHEN_IMPORTED, lambda: None, patches_backend.building_locally)
+        self._waiting_for_imports.append(makes_environments)
+        for waiting in self._waiting_for_imports:
             waiting.arm()
 
     def _patch_library(self, patches: str) -> None:
-        table = importlib.import_module(patches).TABLE
+        library = importlib.import_module(patches)
         with self._lock:
             if not self._closed:
-                self._undo.install(table)
+                self._undo.install(library.TABLE)
+                getattr(library, "after_install", lambda: None)()
 
     # ---- the patches' backend --------------------------------------------------------------------------------
 
@@ -327,20 +338,34 @@ class Session:
 
     def simulators_know(self, env_id: str) -> bool:
         """See `patches.backend.Backend.simulators_know`."""
-        simulators = directory.find_simulators(time.monotonic() + self._timeout_s)
-        return bool(simulators) and all(_knows(simulator.info.environments, env_id) for simulator in simulators)
+        simulators = directory.find_simulators(time.monotonic() + self._config.timeout_s)
+        lacking = [each.name for each in simulators if not _knows(each.info.environments, env_id)]
+        if lacking and env_id not in trainers_registry:
+            raise self._unknown(env_id, simulators)
+        return not lacking
 
-    def make_room(self, needs: Mapping[str, float], what: str) -> None:
-        """See `patches.backend.Backend.make_room`."""
-        idle = [runner for runner in self.runners if runner.rows == 0]
-        for runner in idle:
-            self.runners.remove(runner)
-            self._kill(runner.actor)
-        if not self.runners:
-            self._give_back()
-        if self._labels:
-            logger.warning("RLlib places its own env runners: labels=%s does not bind them.", dict(self._labels))
-        capacity.require(needs, what, self._timeout_s)
+    @contextmanager
+    def room_for(self, needs: Mapping[str, float], what: str, rows_here: bool = False) -> Iterator[None]:
+        """See `patches.backend.Backend.room_for`."""
+        with self._lock:
+            if needs:
+                idle = [runner for runner in self.runners if runner.rows == 0]
+                for runner in idle:
+                    self.runners.remove(runner)
+                    runner.channel.close()
+                    self._kill(runner.actor)
+                if not self.runners:
+                    self._give_back()
+                if self._labels:
+                    logger.warning("RLlib places its own env runners: labels=%s does not bind them.", self._labels)
+                units = needs.get(directory.RESOURCE, 0) + (rows_here and not self._living())
+                needs = {**needs, directory.RESOURCE: units}
+                capacity.require(needs, what, self._config.timeout_s, quiet_s=KILL_S if idle else 0.0)
+            before, self._at_most = self._at_most, 1
+        try:
+            yield
+        finally:
+            self._at_most = before
 
     def at_end(self, undo: Callable[[], None]) -> None:
         """See `patches.backend.Backend.at_end`."""
@@ -348,7 +373,9 @@ class Session:
 
     def _runners_for(self, env_id: str | None) -> list[RunnerLink]:
         """The env runners whose simulator can make this id; all of them where the trainer can mirror it."""
-        if not self.runners and not self._place(time.monotonic() + self._timeout_s):  # they made room for RLlib's
+        if not self.runners and not self._place(
+            time.monotonic() + self._config.timeout_s
+        ):  # they made room for RLlib's
             raise CapacityError(
                 "No simulator has an env runner left for this environment, since RLlib's hold them all. Stop an "
                 "algorithm, or start another simulator."
@@ -368,13 +395,20 @@ class Session:
             raise self._unknown(env_id)
         return capable
 
-    def _unknown(self, env_id: str) -> UnknownEnvironmentError:
-        known = sorted(frozenset(trainers_registry).union(*(runner.environments for runner in self.runners)))
-        close = difflib.get_close_matches(env_id, known, n=5, cutoff=0.4)
-        simulators = ", ".join(sorted({runner.simulator for runner in self.runners}))
+    def _unknown(
+        self, env_id: str, simulators: Sequence[directory.SimulatorHandle] | None = None
+    ) -> UnknownEnvironmentError:
+        if simulators is None:
+            environments = {runner.simulator: runner.environments for runner in self.runners}
+        else:
+            environments = {simulator.name: simulator.info.environments for simulator in simulators}
+        known = sorted(frozenset(trainers_registry).union(*environments.values()))
+        close = [name for name in difflib.get_close_matches(env_id, known, n=5, cutoff=0.4) if name != env_id]
+        lacking = ", ".join(sorted(name for name, ids in environments.items() if not _knows(ids, env_id)))
+        everyone = "" if simulators is None else " (RLlib's env runners may sit on any of them)"
         return UnknownEnvironmentError(
-            f"No environment {env_id!r}: the simulators {simulators} were asked, and the trainer has not registered "
-            f"it either. "
+            f"No environment {env_id!r}: the simulators {lacking} lack it{everyone}, and the trainer has not "
+            f"registered it either. "
             + (f"The closest names: {', '.join(close)}. " if close else "")
             + "Register it in the simulator's script before init(), or in this script."
         )
@@ -404,6 +438,8 @@ class Session:
             self._undo_at_end()
         finally:  # also where Ctrl-C interrupts an environment's close
             self._garbage.put(None)
+            for runner in self.runners:
+                runner.channel.close()
             try:
                 for actor in self._actors:
                     self._kill(actor)
@@ -417,6 +453,8 @@ class Session:
         self._unpatch()
         for core in list(self._cores):
             core.abandon()
+        for runner in self.runners:
+            runner.channel.abandon()
 
     def _unpatch(self) -> None:
         atexit.unregister(self.close)
@@ -479,13 +517,7 @@ def open_session(config: TrainerConfig) -> Session | None:
     )
     if connection is None:
         return None
-    session = Session(
-        connection,
-        config.total_env_runners,
-        config.timeout_s,
-        labels=config.labels,
-        reservation=config.reservation,
-    )
+    session = Session(connection, config)
     try:
         if not session.start(deadline):
             session.close()
@@ -497,10 +529,11 @@ def open_session(config: TrainerConfig) -> Session | None:
     for runner in session.runners:
         places[runner.simulator] = places.get(runner.simulator, 0) + 1
     logger.info(
-        "%d env runners over %s, through %s, channel 'actor'.",
+        "%d env runners over %s, through %s, %s.",
         len(session.runners),
         ", ".join(f"{name} ({count})" for name, count in places.items()),
         connection.description,
+        session.channels,
     )
     return session
 

@@ -73,7 +73,7 @@ class SimulatorRun:
                 )
                 ending.callback(hub_node.stop)
                 hub_node.start({})
-                hub_address = self._wait_for(hub_node, HUB_START_TIMEOUT_S)
+                hub_address = self._wait_for([hub_node], HUB_START_TIMEOUT_S)
                 if hub_address is None:
                     return self._stop.is_set()
                 hub = parse_address(hub_address, "the hub's address")
@@ -93,28 +93,31 @@ class SimulatorRun:
             ending.callback(node.stop)
             node.start(_worker_environment(node))
             timeout_s = HUB_START_TIMEOUT_S if hub_node else max(1.0, deadline - time.monotonic())
-            gcs_address = self._wait_for(node, timeout_s)
+            gcs_address = self._wait_for([node, *filter(None, [hub_node])], timeout_s)
             if gcs_address is None:
                 return self._stop.is_set()
             self._serve(node, hub_node, gcs_address, listen)
             return True
 
-    def _wait_for(self, node: Node, timeout_s: float) -> str | None:
+    def _wait_for(self, nodes: Sequence[Node], timeout_s: float) -> str | None:
+        """The cluster's address once the first of these nodes is up; all of them have to live for that."""
         end = time.monotonic() + timeout_s
         while not self._stop.is_set() and time.monotonic() < end:
             try:
-                address = node.wait_until_up(0.2)
+                address = nodes[0].wait_until_up(0.2)
+                for node in nodes:
+                    node.require_running()
             except NodeFailedError as error:
                 if self._stop.is_set():
                     return None
-                raise RemoteRLError(f"The Ray node of this simulator did not start. It said:\n{error}") from None
+                raise RemoteRLError(f"A Ray node of this simulator did not start. It said:\n{error}") from None
             if address is not None:
                 return address
         if not self._stop.is_set():
             logger.error(
                 "The simulator could not join the cluster within %.0f s. Ray said:\n%s",
                 timeout_s,
-                node.last_lines(),
+                nodes[0].last_lines(),
             )
         return None
 

@@ -124,6 +124,37 @@ class NestedEnv(CountingEnv):
         return observation, reward, terminated, truncated, info
 
 
+class BigEnv(CountingEnv):
+    """Observes a megabyte, all of it different at each step and in each row."""
+
+    def __init__(self, length: int = 3) -> None:
+        super().__init__(length)
+        self.observation_space = spaces.Box(0, 255, (512, 2048), np.uint8)
+
+    def _observation(self) -> np.ndarray:
+        return self.np_random.integers(0, 256, (512, 2048), np.uint8)
+
+
+class ThreadEnv(CountingEnv):
+    """Its info says which threads made, reset and stepped it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads = {_thread()}
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict]:
+        self.threads.add(_thread())
+        return super().reset(**kwargs)
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.threads.add(_thread())
+        return (*super().step(action)[:4], {"threads": sorted(self.threads)})
+
+
+def _thread() -> str:
+    return "main" if threading.current_thread() is threading.main_thread() else threading.current_thread().name
+
+
 class BufferReusingEnv(CountingEnv):
     """Returns the same array every time, changed in place, and puts it into its info too."""
 

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +158,28 @@ def run_python(
         timeout=timeout_s,
         cwd=tempfile.gettempdir(),
     )
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a session of the tests is connected: to Ray, and to its env runners."""
+
+    connection: str
+    channel: str
+
+    def __str__(self) -> str:
+        return f"{self.connection}-{self.channel}"
+
+    @property
+    def is_slow(self) -> bool:
+        """Does a step take milliseconds?"""
+        return self.connection == "client" and self.channel == "actor"
+
+    def open(self, cluster: Cluster) -> None:
+        """Two env runners, one on each simulator."""
+        import remoterl
+        from remoterl._process import current_session
+
+        address = cluster.address(self.connection)
+        assert remoterl.init(KEY, address=address, num_env_runners=2, channel=self.channel)
+        assert {runner.channel.name for runner in current_session().runners} == {self.channel}

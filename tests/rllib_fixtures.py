@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # many processes on few cores
 
 @pytest.fixture(scope="session")
 def rllib_cluster() -> Iterator[Cluster]:
+    with warnings.catch_warnings():  # of an environment that it makes when it is imported, as every look-up does
+        warnings.simplefilter("ignore")
+        import ray.rllib.algorithms.dreamerv3  # noqa: F401
     cluster = Cluster(python=Path(sys.executable), units=4)
     cluster.add("beta")
     yield cluster

@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import psutil
@@ -23,7 +23,11 @@ from remoterl.actors.rows import Rows, RowsError, open_rows
 from remoterl.errors import RemoteEnvError
 from remoterl.shipping import ship_exception, unship
 
+if TYPE_CHECKING:
+    from remoterl.actors.stream_listener import StreamListener
+
 REPORT_PERIOD_S = 1.0
+ACCEPT_S = 10.0  # the trainer's half of the handshake is over when it asks to be served
 
 
 class EnvRunner:
@@ -40,6 +44,8 @@ class EnvRunner:
         self._trainer = trainer
         self._rows: dict[int, Rows] = {}
         self._steps = 0
+        self._channel = "actor"
+        self._listener: StreamListener | None = None
         self._handlers: dict[type, Callable[[Any], Any]] = {
             m.OpenRows: self._open,
             m.ResetRows: self._reset,
@@ -54,23 +60,62 @@ class EnvRunner:
         if simulator is not None:
             threading.Thread(target=self._report, args=(simulator,), name="report", daemon=True).start()
 
+    def open_stream(self) -> m.StreamOffer:
+        """Listen for this trainer's stream; a listener of before is closed.
+
+        Raises:
+            OSError: no port is free, or Ray's TLS is on and its certificates can't be read.
+        """
+        import ray
+
+        from remoterl.actors.stream_listener import StreamListener
+
+        if self._listener is not None:
+            self._listener.close()
+        self._listener = StreamListener(ray.util.get_node_ip_address(), self._trainer.session_id)
+        return self._listener.offer()
+
+    def serve_stream(self) -> None:
+        """Answer what comes through the stream; returns when the trainer has closed it or is gone."""
+        from remoterl.actors.stream_server import serve
+
+        assert self._listener is not None
+        connected = self._listener.accepted(ACCEPT_S)
+        self._channel = "stream"
+        try:
+            serve(connected, self._answer, self._unpicklable)
+        finally:
+            self._channel = "actor"
+
     def ready(self) -> m.EnvRunnerInfo:
         """Answered as soon as the process is up."""
         return self._info()
 
     def handle(self, payload: bytes) -> bytes:
         """Answer one encoded request with one encoded reply; an error is a reply too (`RowsFailed`)."""
+        request = reply = None
         try:
             request = m.decode(payload)
-            reply = self._handlers[type(request)](request)
-            try:
-                return m.encode(reply)
-            except Exception as error:
-                raise self._culprit(request, reply, error) from error
-        except RowsError as error:
-            return m.encode(m.RowsFailed(error.errors))
+            reply = self._answer(request)
+            return m.encode(reply)
         except Exception as error:
-            return m.encode(m.RowsFailed([_general_error(error)]))
+            return m.encode(self._unpicklable(request, reply, error))
+
+    def _answer(self, request: Any) -> Any:
+        try:
+            return self._handlers[type(request)](request)
+        except RowsError as error:
+            return m.RowsFailed(error.errors)
+        except Exception as error:
+            return m.RowsFailed([_general_error(error)])
+
+    def _unpicklable(self, request: Any, reply: Any, error: Exception) -> m.RowsFailed:
+        """In place of a reply that could not be pickled, or for a request that could not be unpickled."""
+        if request is None:
+            return m.RowsFailed([_general_error(error)])
+        culprit = self._culprit(request, reply, error)
+        culprit.__cause__ = error
+        return m.RowsFailed([_general_error(culprit)])
 
     def _culprit(self, request: Any, reply: Any, error: Exception) -> Exception:
         """What of a reply could not be pickled, by row and key."""
@@ -148,6 +193,7 @@ class EnvRunner:
             trainer=self._trainer,
             rows=sum(rows.num_rows for rows in list(self._rows.values())),
             steps=self._steps,
+            channel=self._channel,
         )
 
     def _report(self, simulator: Any) -> None:

@@ -169,7 +169,8 @@ class MirroredCreator:
         self._spec = ship(with_local_code(spec))
 
     def __call__(self, env_context: Mapping[str, Any]) -> gymnasium.Env:
-        return gymnasium.make(unship(self._spec), **env_context)
+        known_here = self._env_id in registry  # this simulator's own goes before the trainer's
+        return gymnasium.make(self._env_id if known_here else unship(self._spec), **env_context)
 
     def __repr__(self) -> str:
         return f"<creator of the trainer's {self._env_id}>"

@@ -183,7 +183,7 @@ class GymnasiumRows(Rows):
         self._space = self.envs[0].observation_space
         self._observations: list[Any] = [None] * len(self)
         self._buffer = create_empty_array(self._space, n=len(self), fn=np.zeros)
-        self._finished = np.zeros(len(self), dtype=np.bool_)
+        self._finished = [False] * len(self)
 
     def reset(
         self, seeds: Sequence[int | None], options: Sequence[dict | None], mask: Sequence[bool] | None
@@ -200,38 +200,45 @@ class GymnasiumRows(Rows):
         return RowsReset(self._batch(), infos)
 
     def step(self, actions: Any) -> RowsStepped:
-        rewards = np.zeros(len(self), dtype=np.float64)
-        terminations = np.zeros(len(self), dtype=np.bool_)
-        truncations = np.zeros(len(self), dtype=np.bool_)
+        rewards: list[Any] = [0.0] * len(self)
+        terminations: list[Any] = [False] * len(self)
+        truncations: list[Any] = [False] * len(self)
+        observations, finished = self._observations, self._finished
         infos: list[tuple[int, dict[str, Any], Any]] = []
+        errors: list[RowError] = []
         next_step = self._mode == AutoresetMode.NEXT_STEP
         same_step = self._mode == AutoresetMode.SAME_STEP
-
-        def one(row: int) -> None:
-            env, final = self.envs[row], None
-            if next_step and self._finished[row]:
-                self._observations[row], info = env.reset()
-            else:
-                if self._strict and not next_step and not same_step:
-                    assert not self._finished[row], (
-                        f"row {self.row_numbers[row]} is finished and autoreset_mode is DISABLED: reset it first, "
-                        "with options={'reset_mask': ...}"
-                    )
-                self._observations[row], rewards[row], terminations[row], truncations[row], info = env.step(
-                    actions[row]
-                )
-                if same_step and (terminations[row] or truncations[row]):
-                    final = (self._observations[row], info)
-                    self._observations[row], info = env.reset()
-            if info or final is not None:
-                infos.append((row, info, final))
-
-        self._each(range(len(self)), one)
-        self._finished = np.logical_or(terminations, truncations)
-        return RowsStepped(self._batch(), rewards, terminations, truncations, infos, [])
+        refuses = self._strict and not next_step and not same_step
+        for row, env in enumerate(self.envs):
+            try:
+                final = None
+                if next_step and finished[row]:
+                    observations[row], info = env.reset()
+                else:
+                    if refuses:
+                        assert not finished[row], (
+                            f"row {self.row_numbers[row]} is finished and autoreset_mode is DISABLED: reset it first, "
+                            "with options={'reset_mask': ...}"
+                        )
+                    observations[row], rewards[row], terminated, truncated, info = env.step(actions[row])
+                    terminations[row], truncations[row] = terminated, truncated
+                    if same_step and (terminated or truncated):
+                        final = (observations[row], info)
+                        observations[row], info = env.reset()
+                if info or final is not None:
+                    infos.append((row, info, final))
+            except Exception as error:
+                errors.append(self._row_error(row, error))
+        if errors:
+            raise RowsError(errors)
+        terminated_rows, truncated_rows = _column(terminations, np.bool_), _column(truncations, np.bool_)
+        self._finished = np.logical_or(terminated_rows, truncated_rows).tolist()
+        return RowsStepped(self._batch(), _column(rewards, np.float64), terminated_rows, truncated_rows, infos, [])
 
     def _batch(self) -> Any:
-        return concatenate(self._space, self._observations, self._buffer)
+        if not _batched(self._observations, self._buffer):
+            self._buffer = concatenate(self._space, self._observations, self._buffer)
+        return self._buffer
 
 
 class StableBaselinesRows(Rows):
@@ -241,6 +248,7 @@ class StableBaselinesRows(Rows):
         super().__init__(factories, row_numbers)
         self._buffers = buffers
         self._space = self.envs[0].observation_space
+        self._batches: dict[Any, np.ndarray] = {}  # written anew at each step: a reply is sent before the next one
         self._observations: list[Any] = [None] * len(self)
 
     def reset(
@@ -259,31 +267,32 @@ class StableBaselinesRows(Rows):
     def step(self, actions: Any) -> RowsStepped:
         rewards: list[Any] = [0.0] * len(self)
         dones: list[Any] = [False] * len(self)
+        observations = self._observations
         infos: list[tuple[int, dict[str, Any], Any]] = []
         reset_infos: list[tuple[int, dict[str, Any]]] = []
-
-        def one(row: int) -> None:
-            observation, rewards[row], terminated, truncated, info = self.envs[row].step(actions[row])
-            dones[row] = done = terminated or truncated
-            time_limit = truncated and not terminated
-            if info or done or time_limit is not False:
-                info["TimeLimit.truncated"] = time_limit
-                if done:
-                    info["terminal_observation"] = observation
-                    observation, reset_info = self.envs[row].reset()
-                    reset_infos.append((row, reset_info))
-                infos.append((row, info, None))
-            self._observations[row] = observation
-
-        self._each(range(len(self)), one)
+        errors: list[RowError] = []
+        for row, env in enumerate(self.envs):
+            try:
+                observation, rewards[row], terminated, truncated, info = env.step(actions[row])
+                dones[row] = done = terminated or truncated
+                time_limit = truncated and not terminated
+                if info or done or time_limit is not False:
+                    info["TimeLimit.truncated"] = time_limit
+                    if done:
+                        info["terminal_observation"] = observation
+                        observation, reset_info = env.reset()
+                        reset_infos.append((row, reset_info))
+                    infos.append((row, info, None))
+                observations[row] = observation
+            except Exception as error:
+                errors.append(self._row_error(row, error))
+        if errors:
+            raise RowsError(errors)
         if self._buffers:
-            reward_array = np.zeros(len(self), dtype=np.float32)
-            done_array = np.zeros(len(self), dtype=bool)
-            for row in range(len(self)):
-                reward_array[row], done_array[row] = rewards[row], dones[row]
+            columns = _column(rewards, np.float32), _column(dones, np.bool_)
         else:
-            reward_array, done_array = np.stack(rewards), np.stack(dones)
-        return RowsStepped(self._batch(), reward_array, done_array, None, infos, reset_infos)
+            columns = _stack(rewards), _stack(dones)
+        return RowsStepped(self._batch(), *columns, None, infos, reset_infos)
 
     def _batch(self) -> Any:
         if isinstance(self._space, spaces.Dict):
@@ -294,11 +303,14 @@ class StableBaselinesRows(Rows):
 
     def _leaf(self, key: Any, space: spaces.Space) -> np.ndarray:
         values = self._observations if key is None else [observation[key] for observation in self._observations]
-        if not self._buffers:
-            return np.stack(values)
-        batch = np.zeros((len(values), *(space.shape or ())), dtype=space.dtype)
-        for row, value in enumerate(values):
-            batch[row] = value
+        batch = self._batches.get(key)
+        if batch is None:
+            batch = self._batches[key] = np.zeros((len(values), *(space.shape or ())), dtype=space.dtype)
+        if not _batched(values, batch):
+            if not self._buffers:
+                return np.stack(values)
+            for row, value in enumerate(values):
+                batch[row] = value
         return batch
 
 
@@ -312,7 +324,10 @@ class WholeRows(Rows):
         return RowsReset(observation, [(0, info)])
 
     def step(self, actions: Any) -> RowsStepped:
-        [(observation, reward, terminated, truncated, info)] = self._each([0], lambda row: self.envs[row].step(actions))
+        try:
+            observation, reward, terminated, truncated, info = self.envs[0].step(actions)
+        except Exception as error:
+            raise RowsError([self._row_error(0, error)]) from error
         return RowsStepped(observation, reward, terminated, truncated, [(0, info, None)], [])
 
     def describe(self) -> RowsOpened:
@@ -357,6 +372,40 @@ def open_rows(semantics: Semantics, factories: bytes, rows: Sequence[int], mode:
     if semantics is Semantics.SB3_SUBPROC:
         return StableBaselinesRows(fns, rows, buffers=False)
     return WholeRows(fns, rows)
+
+
+def _batched(values: list[Any], batch: Any) -> bool:
+    """Copy arrays of just the batch's shape and dtype into it; False, and nothing done, where they are not all that.
+
+    Costs a third of `np.stack`, which for small observations is as much as stepping a row or two.
+    """
+    if type(batch) is not np.ndarray or batch.ndim < 2:
+        return False
+    shape, dtype = batch.shape[1:], batch.dtype
+    for value in values:
+        if type(value) is not np.ndarray or value.shape != shape or value.dtype != dtype:
+            return False
+    np.concatenate(values, out=batch.reshape(-1, *shape[1:]))
+    return True
+
+
+def _column(values: list[Any], dtype: Any) -> np.ndarray:
+    """One value a row, each as an assignment into an array of this dtype converts it."""
+    if _SCALARS.issuperset(map(type, values)):
+        return np.array(values, dtype=dtype)
+    column = np.zeros(len(values), dtype=dtype)
+    for row, value in enumerate(values):
+        column[row] = value
+    return column
+
+
+def _stack(values: list[Any]) -> np.ndarray:
+    """`np.stack` of one scalar a row, whose dtype is the one that all of them have in common."""
+    kinds = set(map(type, values))
+    return np.array(values) if len(kinds) == 1 and kinds <= _SCALARS else np.stack(values)
+
+
+_SCALARS = frozenset({float, int, bool, np.float64, np.float32, np.bool_})
 
 
 def _value(attribute: Any, name: str, args: Any, kwargs: Any, call: bool | None) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from remoterl.channels.base import Channel
-from remoterl.errors import EnvRunnerLostError, RemoteRLError
+from remoterl.errors import RemoteRLError
 from remoterl.messages import decode, encode
 
 
@@ -21,8 +21,8 @@ class ActorChannel(Channel):
     name = "actor"
 
     def __init__(self, actor: Any, description: str) -> None:
+        super().__init__(description)
         self._actor = actor
-        self._description = description
 
     def send(self, request: Any) -> Any:
         import ray
@@ -68,23 +68,10 @@ class ActorChannel(Channel):
         try:
             return decode(reply)
         except ImportError as error:
-            raise RemoteRLError(
-                f"What an environment on the {self._description} returned is of a class that this machine cannot "
-                f"import ({error}). Install its package here, or let the environment return plain data."
-            ) from error
+            raise self._undecodable(error) from error
 
     def _require_connection(self) -> None:
         import ray
 
         if not ray.is_initialized():  # otherwise Ray would start a cluster of its own on this machine
             raise self._gone(ConnectionError("this process is no longer connected to Ray"))
-
-    def _late(self, timeout_s: float | None) -> TimeoutError:
-        return TimeoutError(f"no answer from the {self._description} (or its peers) within {timeout_s} s")
-
-    def _gone(self, error: Exception) -> EnvRunnerLostError:
-        self.lost = True
-        return EnvRunnerLostError(
-            f"The {self._description} is lost ({type(error).__name__}); its environments are gone with it. "
-            "Look at that simulator's output for the reason; make the vector env again to go on."
-        )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
+
+from remoterl.errors import EnvRunnerLostError, RemoteRLError
 
 
 class Channel(ABC):
@@ -12,10 +15,16 @@ class Channel(ABC):
 
     A reply belongs to the ticket that `send` gave for its request; a ticket that is dropped is an answer
     that is thrown away, never read as a later one.
+
+    Args:
+        description: names the env runner in errors: its simulator, node and process.
     """
 
     name: str
     lost = False  # set once the env runner turned out to be gone
+
+    def __init__(self, description: str) -> None:
+        self._description = description
 
     @abstractmethod
     def send(self, request: Any) -> Any:
@@ -34,5 +43,39 @@ class Channel(ABC):
     def receive_all(
         cls, channels: Sequence[Channel], tickets: Sequence[Any], timeout_s: float | None = None
     ) -> list[Any]:
-        """Wait for one reply from each of several channels of this class; raises what `receive` would."""
-        return [channel.receive(ticket, timeout_s) for channel, ticket in zip(channels, tickets, strict=True)]
+        """Wait for one reply from each of several channels; raises what `receive` would.
+
+        Called on a subclass, the channels are all of it; on `Channel`, they may be of any.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        replies = []
+        for channel, ticket in zip(channels, tickets, strict=True):
+            remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+            replies.append(channel.receive(ticket, remaining))
+        return replies
+
+    def close(self) -> None:
+        """Let go of the env runner: nothing is sent from here on. Idempotent."""
+        self.lost = True
+
+    def abandon(self) -> None:
+        """In a forked child: let go of what is the parent's, without a word to the env runner."""
+        self.lost = True
+
+    def _late(self, timeout_s: float | None) -> TimeoutError:
+        return TimeoutError(f"no answer from the {self._description} (or its peers) within {timeout_s} s")
+
+    def _gone(self, reason: Exception | str) -> EnvRunnerLostError:
+        self.lost = True
+        if isinstance(reason, Exception):
+            reason = type(reason).__name__
+        return EnvRunnerLostError(
+            f"The {self._description} is lost ({reason}); its environments are gone with it. "
+            "Look at that simulator's output for the reason; make the vector env again to go on."
+        )
+
+    def _undecodable(self, error: Exception) -> RemoteRLError:
+        return RemoteRLError(
+            f"What an environment on the {self._description} returned is of a class that this machine cannot "
+            f"load ({error}). Install its package here, or let the environment return plain data."
+        )

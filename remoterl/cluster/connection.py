@@ -204,6 +204,7 @@ def _start_private(units: int, runtime_env: Mapping[str, Any] | None) -> Connect
             _temp_dir=folder,
             _node_name="local",
             object_store_memory=node.OBJECT_STORE_BYTES,
+            _system_config={"worker_niceness": 0},  # as simulators have it
         )
     except BaseException:
         close()

@@ -25,6 +25,9 @@ OBJECT_STORE_BYTES = 1_000_000_000
 # Ray Client forks a server for each client from a process full of gRPC's threads. With gRPC's own fork handlers on,
 # that server died at its start in 3 of 12 first connections, and 0 of 12 with them off (Ray 2.60, gRPC 1.85).
 FORK_SAFE = {"GRPC_ENABLE_FORK_SUPPORT": "0"}
+# Ray starts workers with a niceness of 15, behind everything else that the machine does. To step is what a simulator
+# is for, and its trainer waits for every one of them.
+NOT_NICE = {"RAY_worker_niceness": "0"}
 # Everything but worker processes that listens on a node, each with an option of `ray start`.
 SERVICES = (
     "node-manager-port",
@@ -155,7 +158,7 @@ class Node:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**FORK_SAFE, **os.environ, **environment, **key_environment(self._api_key)},
+                env={**FORK_SAFE, **NOT_NICE, **_own_python_first(), **environment, **key_environment(self._api_key)},
                 start_new_session=True,
             )
 
@@ -167,12 +170,16 @@ class Node:
         """
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            if not self.is_running():
-                raise NodeFailedError(self.last_lines())
+            self.require_running()
             if self._marker.exists() and (address := self._marker.read_text().strip()):
                 return address
             time.sleep(0.05)
         return None
+
+    def require_running(self) -> None:
+        """Raise NodeFailedError where `ray start` ended."""
+        if not self.is_running():
+            raise NodeFailedError(self.last_lines())
 
     def is_running(self) -> bool:
         """Is the `ray start` process alive?"""
@@ -208,6 +215,12 @@ class Node:
     def _marker(self) -> Path:
         # `ray start` writes the cluster's address here as its last act; `ray.init()` without an address reads it.
         return self.temporary_folder / "ray_current_cluster"
+
+
+def _own_python_first() -> dict[str, str]:
+    """The environment with this Python's folder first on the path: a job's `python train.py` means this Python."""
+    folders = [os.path.dirname(sys.executable), os.environ.get("PATH") or os.defpath]
+    return {**os.environ, "PATH": os.pathsep.join(folders)}
 
 
 def _rays_default_folder() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 from gymnasium.vector import AutoresetMode
@@ -38,14 +38,21 @@ class Backend(Protocol):
         """
 
     def simulators_know(self, env_id: str) -> bool:
-        """Can every simulator make this id by itself?"""
+        """Can every simulator make this id by itself? False where the trainer has to send it along.
 
-    def make_room(self, needs: Mapping[str, float], what: str) -> None:
+        Raises:
+            UnknownEnvironmentError: the trainer can't either, and a simulator lacks it.
+        """
+
+    def room_for(self, needs: Mapping[str, float], what: str, rows_here: bool = False) -> AbstractContextManager[None]:
         """Give back the session's idle env runners, and wait until the cluster has free what `what` needs.
 
+        In the context, one env runner at most is placed for environments that RLlib steps in this process.
+
         Args:
-            needs: Ray resource -> how much of it.
+            needs: Ray resource -> how much of it; empty for nothing.
             what: what asks for it, for messages.
+            rows_here: will there be such environments?
 
         Raises:
             CapacityError: it is not free within the session's `timeout_s`.

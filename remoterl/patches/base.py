@@ -16,6 +16,7 @@ import importlib.abc
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import Any, Literal
@@ -114,11 +115,23 @@ def _check_same_signature(original: Any, replacement: Any) -> None:
 
 
 class AfterImport(importlib.abc.MetaPathFinder):
-    """Calls a function once, right after a module is first imported. `remove` takes it off `sys.meta_path`."""
+    """Calls a function once, right after a module is first imported. `remove` takes it off `sys.meta_path`.
 
-    def __init__(self, module: str, then: Callable[[], None]) -> None:
+    Args:
+        module: its full name.
+        then: what is called.
+        during: makes a context in which the module's own code runs.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        then: Callable[[], None],
+        during: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._module = module
         self._then = then
+        self._during = during
 
     def arm(self) -> None:
         """Call at once where the module is already there, else wait for its import."""
@@ -140,21 +153,23 @@ class AfterImport(importlib.abc.MetaPathFinder):
         spec = importlib.util.find_spec(fullname)
         if spec is None or spec.loader is None:
             return None
-        spec.loader = _ThenLoader(spec.loader, self._then)
+        spec.loader = _ThenLoader(spec.loader, self._then, self._during)
         return spec
 
 
 class _ThenLoader(importlib.abc.Loader):
-    def __init__(self, loader: Any, then: Callable[[], None]) -> None:
+    def __init__(self, loader: Any, then: Callable[[], None], during: Callable[[], Any]) -> None:
         self._loader = loader
         self._then = then
+        self._during = during
 
     def create_module(self, spec: Any) -> Any:
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
         module.__spec__.loader = module.__loader__ = self._loader  # type: ignore[union-attr]
-        self._loader.exec_module(module)
+        with self._during():
+            self._loader.exec_module(module)
         self._then()
 
     def __getattr__(self, name: str) -> Any:

@@ -22,7 +22,10 @@ from remoterl.actors.registry import MirroredCreator
 from remoterl.patches.backend import backend, building_locally, is_local
 from remoterl.patches.base import Patch
 from remoterl.patches.code_travels import code_travels
-from remoterl.patches.rllib_settings import COUNTS, for_simulators
+from remoterl.patches.rllib_settings import COUNTS, for_simulators, own_settings
+
+# What a user's config said in the settings that were changed; a checkpoint holds these.
+_own_settings: weakref.WeakKeyDictionary[Algorithm, dict[str, Any]] = weakref.WeakKeyDictionary()
 
 
 def _algorithm_init(original: Callable[..., None]) -> Callable[..., None]:
@@ -30,15 +33,19 @@ def _algorithm_init(original: Callable[..., None]) -> Callable[..., None]:
     def __init__(self: Algorithm, config: Any = None, env: Any = None, **kwargs: Any) -> None:  # noqa: N807
         if is_local() or config is None:
             return original(self, config, env, **kwargs)
-        config = for_simulators(_as_config(type(self), config))
-        mirror_environments([env or config.env, (config.evaluation_config or {}).get("env")])
+        given = _as_config(type(self), config)
+        config = for_simulators(given)
+        check_environments([env or config.env, (config.evaluation_config or {}).get("env")])
         needs = needed(type(self), config.to_dict(), trial=False)
-        if needs:
-            asked = f"{config.num_env_runners} env runners, {config.evaluation_num_env_runners or 0} for evaluation"
-            backend().make_room(needs, f"{type(self).__name__} ({asked})")
+        asked = f"{config.num_env_runners} env runners, {config.evaluation_num_env_runners or 0} for evaluation"
         stop = weakref.WeakMethod(self.stop)
-        with _sampling_here(config), code_travels(config, env):
+        with (
+            backend().room_for(needs, f"{type(self).__name__} ({asked})", rows_here=_has_rows_here(config)),
+            _sampling_here(config),
+            code_travels(config, env),
+        ):
             original(self, config, env, **kwargs)
+        _own_settings[self] = own_settings(given)
         backend().at_end(lambda: _stop(stop))
         return None
 
@@ -54,34 +61,48 @@ def _as_config(algorithm_class: type[Algorithm], config: AlgorithmConfig | dict[
 
 
 def needed(algorithm_class: Any, config: Mapping[str, Any], trial: bool) -> dict[str, float]:
-    """What the algorithm's actors hold together, by RLlib's own account.
+    """What the algorithm's actors hold together, by RLlib's own account; nothing where it has no env runners.
 
     Args:
         algorithm_class: the `Algorithm`.
         config: settings as Tune takes them, with nothing left to search.
-        trial: does the algorithm's own process need a place in the cluster too?
+        trial: does the algorithm run as a trial, whose own process needs a place in the cluster too, and whose
+            class may have a request of its own?
     """
-    bundles = algorithm_class.default_resource_request(config).bundles
+    asking = algorithm_class if trial else rllibs_base(algorithm_class)
+    try:
+        request = asking.default_resource_request.__func__(algorithm_class, config)
+    except Exception as error:  # RLlib will say it, where the algorithm is built
+        logger.debug("RLlib can't say what %s holds: %s", algorithm_class.__name__, error)
+        return {RESOURCE: count} if (count := sum(config.get(name) or 0 for name in COUNTS)) else {}
+    first_is_own = not trial and not request.head_bundle_is_empty
     total: dict[str, float] = {}
-    for bundle in bundles if trial else bundles[1:]:
+    for bundle in request.bundles[1:] if first_is_own else request.bundles:
         for name, amount in bundle.items():
             total[name] = total.get(name, 0) + amount
-    if not trial and _samples_here(config):
-        total[RESOURCE] = total.get(RESOURCE, 0) + 1  # for the rows of its own environments
-    # With no env runner of RLlib's own, those of the session serve.
-    return {name: amount for name, amount in total.items() if amount} if any(config.get(n) for n in COUNTS) else {}
+    return {name: amount for name, amount in total.items() if amount} if total.get(RESOURCE) else {}
 
 
-def _samples_here(config: Mapping[str, Any]) -> bool:
+def rllibs_base(algorithm_class: type) -> Any:
+    """The first of a class's bases that comes with RLlib."""
+    return next(base for base in algorithm_class.__mro__ if base.__module__.startswith("ray.rllib."))
+
+
+def samples_here(config: Mapping[str, Any]) -> bool:
+    """Does the algorithm step environments in its own process?"""
     evaluates_here = config.get("evaluation_interval") and not config.get("evaluation_num_env_runners")
-    return bool(not config.get("num_env_runners") or evaluates_here)
+    return bool(not config.get("num_env_runners") or evaluates_here or config.get("create_env_on_local_worker"))
+
+
+def _has_rows_here(config: AlgorithmConfig) -> bool:
+    return config.env is not None and not config.is_multi_agent and samples_here(vars(config))
 
 
 def _sampling_here(config: AlgorithmConfig) -> Any:
     """What the algorithm's own process samples from is remote as well, but for multi-agent environments."""
     if not config.is_multi_agent:
         return nullcontext()
-    if _samples_here(vars(config)):
+    if samples_here(vars(config)):
         logger.warning(
             "Multi-agent environments that RLlib steps in its own process stay on this machine; give it "
             "num_env_runners (and evaluation_num_env_runners) of 1 or more to have them on simulators."
@@ -96,12 +117,17 @@ def _stop(stop: weakref.WeakMethod[Callable[[], None]]) -> None:
         method()
 
 
-def mirror_environments(environments: Iterable[Any]) -> None:
-    """Let the simulators make ids that only this process registered with Gymnasium."""
+def check_environments(environments: Iterable[Any]) -> None:
+    """Let the simulators make ids that only this process registered with Gymnasium.
+
+    Raises:
+        UnknownEnvironmentError: an id that a simulator could not make.
+    """
     from ray.tune.registry import ENV_CREATOR, _global_registry
 
     for env_id in environments:
-        if not isinstance(env_id, str) or env_id not in trainers_registry:
+        # What is no text is a class; with a dot it is one's path, with a colon its module is imported there.
+        if not isinstance(env_id, str) or "." in env_id or ":" in env_id:
             continue
         if _global_registry.contains(ENV_CREATOR, env_id) or backend().simulators_know(env_id):
             continue
@@ -121,7 +147,31 @@ def _make_worker(original: Callable[..., Any]) -> Callable[..., Any]:
     return make_worker
 
 
+# ---- checkpoints: they can be restored anywhere, with the user's own settings ------------------------------------
+
+
+def _ctor_args(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def get_ctor_args_and_kwargs(self: Algorithm) -> Any:
+        (state, *more), kwargs = original(self)
+        return ({**state, **_own_settings.get(self, {})}, *more), kwargs
+
+    return get_ctor_args_and_kwargs
+
+
+def _getstate(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def __getstate__(self: Algorithm) -> dict[str, Any]:  # noqa: N807
+        state = original(self)
+        state["config"] = {**state["config"], **_own_settings.get(self, {})}
+        return state
+
+    return __getstate__
+
+
 TABLE = (
     Patch("ray.rllib.algorithms.algorithm", "Algorithm.__init__", "method", _algorithm_init),
+    Patch("ray.rllib.algorithms.algorithm", "Algorithm.get_ctor_args_and_kwargs", "method", _ctor_args),
+    Patch("ray.rllib.algorithms.algorithm", "Algorithm.__getstate__", "method", _getstate),
     Patch("ray.rllib.env.env_runner_group", "EnvRunnerGroup._make_worker", "method", _make_worker),
 )

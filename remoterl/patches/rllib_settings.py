@@ -13,9 +13,13 @@ from remoterl.actors.directory import RESOURCE
 
 RESOURCES_SETTING = "custom_resources_per_env_runner"
 CPUS_SETTING = "num_cpus_per_env_runner"
-# What a probe of a restarted env runner may take before the iteration goes on without it. RLlib's own 30 s would be
-# lost in every iteration for as long as the simulators have no unit to restart it on.
-HEALTH_PROBE_TIMEOUT_S = 5.0
+# RLlib's default -> what takes its place; another value is the user's, and stays.
+# The probe: what an iteration waits for a lost env runner, each time, for as long as no simulator has a place for it.
+BETTER_DEFAULTS = {
+    "placement_strategy": ("PACK", "SPREAD"),
+    "env_runner_health_probe_timeout_s": (30.0, 5.0),
+}
+CHANGED = (RESOURCES_SETTING, CPUS_SETTING, *BETTER_DEFAULTS, "evaluation_config")
 # The settings that say how many env runners an algorithm asks for.
 COUNTS = ("num_env_runners", "evaluation_num_env_runners")
 
@@ -27,28 +31,23 @@ def for_simulators(config: Any) -> Any:
     the simulators, where the user has not chosen another placement strategy than RLlib's default.
     """
     if isinstance(config, Mapping):
-        return {
-            **config,
-            **_changes(config.get, {"env_runner_health_probe_timeout_s", "placement_strategy"} & {*config}),
-        }
+        return {**config, **_changes(config.get)}
     copied = config.copy(copy_frozen=False)
-    defaults = type(config)()
-    chosen = {name for name in ("env_runner_health_probe_timeout_s",) if _get(config, name) != _get(defaults, name)}
-    for name, value in _changes(lambda name, default=None: getattr(config, name, default), chosen).items():
+    for name, value in _changes(lambda name: getattr(config, name, None)).items():
         setattr(copied, name, value)
     return copied
 
 
-def _get(config: Any, name: str) -> Any:
-    return getattr(config, name, None)
+def own_settings(config: Any) -> dict[str, Any]:
+    """What an `AlgorithmConfig` says by itself in all settings that `for_simulators` changes."""
+    return {name: getattr(config, name) for name in CHANGED if hasattr(config, name)}
 
 
-def _changes(get: Callable[..., Any], chosen: set[str]) -> dict[str, Any]:
+def _changes(get: Callable[[str], Any]) -> dict[str, Any]:
     changes: dict[str, Any] = {RESOURCES_SETTING: _with_unit(get(RESOURCES_SETTING)), CPUS_SETTING: 0}
-    if "placement_strategy" not in chosen and get("placement_strategy", "PACK") == "PACK":
-        changes["placement_strategy"] = "SPREAD"
-    if "env_runner_health_probe_timeout_s" not in chosen:
-        changes["env_runner_health_probe_timeout_s"] = HEALTH_PROBE_TIMEOUT_S
+    for name, (default, better) in BETTER_DEFAULTS.items():
+        if get(name) in (None, default):
+            changes[name] = better
     evaluation = get("evaluation_config")
     if isinstance(evaluation, Mapping):
         changes["evaluation_config"] = _evaluation(evaluation)
@@ -78,15 +77,21 @@ def _with_unit(resources: Any) -> Any:
 def largest_trial(space: Mapping[str, Any]) -> dict[str, Any]:
     """One point of a search space: the one that asks for the most env runners.
 
-    Every other setting that is searched is left out, so that its default stands.
+    Of everything else that is searched it takes the first choice (of a distribution, a sample); what can't be
+    drawn by itself is left out, so that its default stands.
     """
     point: dict[str, Any] = {}
     for name, value in space.items():
         if not _is_search(value):
             point[name] = largest_trial(value) if isinstance(value, Mapping) else value
-        elif name in COUNTS and (choices := _choices(value)):
-            point[name] = max(choices)
+        elif choices := _choices(value):
+            point[name] = max(choices) if name in COUNTS else choices[0]
     return point
+
+
+def choices_of(value: Any) -> list[Any]:
+    """The values that a setting may take."""
+    return _choices(value) if _is_search(value) else [value]
 
 
 def _is_search(value: Any) -> bool:
@@ -94,13 +99,17 @@ def _is_search(value: Any) -> bool:
     return is_grid or any(base.__module__ == "ray.tune.search.sample" for base in type(value).__mro__)
 
 
-def _choices(value: Any) -> list[int]:
-    """The numbers that a grid, a choice or a range of integers may give."""
+def _choices(value: Any) -> list[Any]:
     if isinstance(value, Mapping):
         return list(value["grid_search"])
     if hasattr(value, "categories"):
         return list(value.categories)
-    return [value.upper - 1] if hasattr(value, "upper") else []
+    if hasattr(value, "lower") and hasattr(value, "upper") and isinstance(value.upper, int):
+        return [value.lower, value.upper - 1]
+    try:
+        return [value.sample()]
+    except Exception:  # a function of the other settings
+        return []
 
 
 def with_units(bundles: list[dict[str, float]], num_env_runners: int) -> list[dict[str, float]]:

@@ -14,45 +14,54 @@ from typing import Any
 
 import ray.tune.experiment
 import ray.tune.registry
+from ray import cloudpickle as pickle
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 
+from remoterl._logging import logger
 from remoterl.actors.directory import RESOURCE
 from remoterl.errors import UnsupportedError
-from remoterl.patches.backend import backend, building_locally, is_local
+from remoterl.patches.backend import backend, is_local
 from remoterl.patches.base import Patch
 from remoterl.patches.code_travels import code_travels
-from remoterl.patches.rllib_settings import for_simulators, largest_trial, with_units
+from remoterl.patches.rllib_settings import choices_of, for_simulators, largest_trial, with_units
 
 
 class _Trials:
-    """What `Tuner` or `tune.run` was given, as the simulators need it; `asks` is None for what is not RLlib's."""
+    """What `Tuner` or `tune.run` was given, as the simulators need it; `algorithm` is None for what is not RLlib's."""
 
     def __init__(self, trainable: Any, space: Any) -> None:
         self.trainable, self.space = trainable, space
+        self.resources_changed = False
         self.algorithm = _algorithm_class(trainable)
         if self.algorithm is None:
             return
         self.space = for_simulators(space if space is not None else {})
         given, self.algorithm = self.algorithm, _with_env_runner_units(self.algorithm)
         self.resources_changed = self.algorithm is not given
-        if not isinstance(trainable, str):
+        if self.resources_changed:
             self.trainable = self.algorithm
 
     def make_room(self) -> None:
         """Wait for what one trial needs: Tune itself queues the others.
 
         Raises:
-            CapacityError: as `Backend.make_room`.
+            CapacityError, UnknownEnvironmentError: as `Backend` has them.
         """
-        from remoterl.patches.rllib import mirror_environments, needed
+        from remoterl.patches.rllib import check_environments, needed, samples_here
 
         if self.algorithm is None:
             return
         settings = self.space if isinstance(self.space, Mapping) else self.space.to_dict()
-        mirror_environments(_searched(settings.get("env")))
-        needs = needed(self.algorithm, largest_trial(settings), trial=True)
-        if needs:
-            backend().make_room(needs, f"a trial of {self.algorithm.__name__}")
+        check_environments(choices_of(settings.get("env")))
+        trial = largest_trial(settings)
+        check_environments([(trial.get("evaluation_config") or {}).get("env")])
+        if samples_here({**vars(self.algorithm.get_default_config()), **trial}):
+            logger.warning(
+                "These trials step environments in their own processes, at the hub and not on simulators; give them "
+                "num_env_runners (and evaluation_num_env_runners) of 1 or more."
+            )
+        with backend().room_for(needed(self.algorithm, trial, trial=True), f"a trial of {self.algorithm.__name__}"):
+            pass
 
 
 def _run(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,6 +81,23 @@ def _run(original: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _run_experiments(original: Callable[..., Any]) -> Callable[..., Any]:
+    """In-cluster it calls `run`; through Ray Client it goes to the hub as it is, where nothing is patched."""
+
+    @functools.wraps(original)
+    def run_experiments(experiments: Any, *args: Any, **kwargs: Any) -> Any:
+        if not is_local() and ray.util.client.ray.is_connected():
+            listed = ray.tune.experiment.experiment._convert_to_experiment_list(experiments)
+            if any(_algorithm_class(experiment.run_identifier) for experiment in listed):
+                raise UnsupportedError(
+                    "tune.run_experiments() can't place RLlib's env runners through Ray Client. Take Tuner() or "
+                    "tune.run(), or run this script in the cluster: ray job submit --working-dir . -- python SCRIPT"
+                )
+        return original(experiments, *args, **kwargs)
+
+    return run_experiments
+
+
 def _prepare(run_or_experiment: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     if not isinstance(run_or_experiment, ray.tune.experiment.Experiment):
         trials = _Trials(run_or_experiment, kwargs.get("config"))
@@ -80,7 +106,7 @@ def _prepare(run_or_experiment: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[
     experiment = copy.copy(run_or_experiment)
     trials = _Trials(experiment.run_identifier, experiment.spec.get("config"))
     if trials.algorithm is not None:
-        if trials.resources_changed:
+        if trials.resources_changed:  # its name stands for the trainable as it was
             raise UnsupportedError(
                 "An Experiment of a trainable from tune.with_resources() can't be moved to simulators. Give the "
                 "trainable to Tuner() or tune.run() instead."
@@ -127,42 +153,33 @@ def _algorithm_class(trainable: Any) -> Any:
     """RLlib's `Algorithm` class behind a trainable or its name; None for anything else."""
     if isinstance(trainable, str):
         try:
-            with building_locally():  # the first look-up imports algorithms, and one of them makes an environment
-                trainable = ray.tune.registry.get_trainable_cls(trainable)
+            trainable = ray.tune.registry.get_trainable_cls(trainable)
         except ray.tune.TuneError:  # Tune will say it
             return None
-    return trainable if isinstance(trainable, type) and _rllibs(trainable) is not None else None
-
-
-def _rllibs(trainable: type) -> Any:
-    """The first of a class's bases that comes with RLlib and is an `Algorithm`."""
-    names = {(base.__module__, base.__name__) for base in trainable.__mro__}
-    if ("ray.rllib.algorithms.algorithm", "Algorithm") not in names:
+    if not isinstance(trainable, type):
         return None
-    return next(base for base in trainable.__mro__ if base.__module__.startswith("ray.rllib."))
+    names = {(base.__module__, base.__name__) for base in trainable.__mro__}
+    return trainable if ("ray.rllib.algorithms.algorithm", "Algorithm") in names else None
 
 
 def _with_env_runner_units(algorithm: Any) -> Any:
     """Where `tune.with_resources` says what a trial holds, let its env runners hold units instead of CPUs."""
-    rllibs = _rllibs(algorithm)
-    own_request = algorithm.default_resource_request
-    if own_request.__func__ is rllibs.default_resource_request.__func__:
+    from remoterl.patches.rllib import rllibs_base
+
+    own_request, by_rllib = algorithm.default_resource_request, rllibs_base(algorithm).default_resource_request
+    if own_request.__func__ is by_rllib.__func__:
         return algorithm
 
     def resources(config: dict[str, Any]) -> PlacementGroupFactory:
         asked = own_request(config)
-        by_rllib = rllibs.default_resource_request(config).bundles
-        num_env_runners = sum(RESOURCE in bundle for bundle in by_rllib)
-        return PlacementGroupFactory(with_units(asked.bundles, num_env_runners), strategy="SPREAD")
+        bundles = [{}, *asked.bundles] if asked.head_bundle_is_empty else asked.bundles
+        num_env_runners = sum(RESOURCE in bundle for bundle in by_rllib(config).bundles)
+        return PlacementGroupFactory(with_units(bundles, num_env_runners), strategy="SPREAD")
 
     return ray.tune.with_resources(algorithm, resources)
 
 
-def _searched(value: Any) -> list[Any]:
-    """The values that a setting may take."""
-    if isinstance(value, Mapping) and set(value) == {"grid_search"}:
-        return list(value["grid_search"])
-    return list(getattr(value, "categories", [value]))
+# ---- what is registered -----------------------------------------------------------------------------------------
 
 
 def _register(original: Callable[..., None]) -> Callable[..., None]:
@@ -174,8 +191,28 @@ def _register(original: Callable[..., None]) -> Callable[..., None]:
     return register
 
 
+def after_install() -> None:
+    """What the script registered before `init()` arrives as well, with its code.
+
+    Ray's registry keeps the first cluster's job in mind, and Ray Client never sends what was registered before
+    it connected.
+    """
+    registry = ray.tune.registry._global_registry
+    earlier = {entry: pickle.loads(data) for entry, data in registry._to_flush.items()}
+    for category, key in [entry for entry in registry._registered if entry[0] == ray.tune.registry.ENV_CREATOR]:
+        if registry.contains(category, key):
+            earlier[category, key] = registry.get(category, key)
+    registry._prefix = None  # that of another connection of this process, maybe
+    for (category, key), value in earlier.items():
+        registry.register(category, key, value)
+    for hook in ray._private.worker._post_init_hooks:  # those of `tune.with_parameters`
+        if isinstance(getattr(hook, "__self__", None), ray.tune.registry._ParameterRegistry):
+            hook()
+
+
 TABLE = (
     Patch("ray.tune.tune", "run", "name", _run),
+    Patch("ray.tune.tune", "run_experiments", "name", _run_experiments),
     Patch("ray.tune.tuner", "Tuner.__init__", "method", _tuner_init),
     Patch("ray.tune.tuner", "Tuner.fit", "method", _tuner_fit),
     Patch("ray.tune.registry", "_Registry.register", "method", _register),

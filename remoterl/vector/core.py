@@ -73,6 +73,9 @@ class VectorCore:
         self._name = name
         self._closed = False
         self._finalizer: Any = None
+        self._channels = [runner.channel for runner, _ in self._parts]
+        classes = {type(channel) for channel in self._channels}
+        self._receive_all = (classes.pop() if len(classes) == 1 else Channel).receive_all
         self.num_rows = sum(len(rows) for _, rows in self._parts)
         self.opened: list[m.RowsOpened] = []
 
@@ -137,8 +140,7 @@ class VectorCore:
                 be rebuilt here, with all rows' remote tracebacks as its cause.
             TimeoutError, EnvRunnerLostError: as `Channel.receive`; the other replies are thrown away.
         """
-        channels = [runner.channel for runner, _ in self._parts]
-        replies = type(channels[0]).receive_all(channels, tickets, timeout_s)
+        replies = self._receive_all(self._channels, tickets, timeout_s)
         errors = [
             (runner, error)
             for (runner, _), reply in zip(self._parts, replies, strict=True)

@@ -162,7 +162,12 @@ class _RemoteRows(VectorEnv):
         return self._add_info(infos, info, row)
 
     def _observe(self, replies: list[Any]) -> Any:
-        whole = batches.empty(self.single_observation_space, self.num_envs) if self.copy else self._whole
+        if not self.copy:
+            whole = self._whole
+        elif type(self._whole) is np.ndarray:
+            whole = np.empty_like(self._whole)
+        else:
+            whole = batches.empty(self.single_observation_space, self.num_envs)
         return batches.join(
             self.single_observation_space, whole, self._core.ranges, [reply.observations for reply in replies]
         )

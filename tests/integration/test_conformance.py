@@ -8,6 +8,7 @@ from typing import Any
 import comparing
 import envs
 import pytest
+from processes import Way
 
 # id: (steps, the package that registers it; trainers never import it)
 REGISTERED: dict[str, tuple[int, tuple[str, ...]]] = {
@@ -31,17 +32,20 @@ CASES = [
 # What Gymnasium 1.2 has no shared memory for.
 NOT_SHARED = (*envs.SHAPELESS_SPACES, *envs.NESTED_SPACES, "float16", "MiniGrid-Empty-5x5-v0")
 MODES = ["NextStep", "SameStep", "Disabled"]
+# Each connection and each channel once; the other pairings are in test_parity.
+ONCE_EACH = [Way("client", "stream"), Way("driver", "actor")]
+pytestmark = pytest.mark.parametrize("trainer", ONCE_EACH, ids=str, indirect=True, scope="module")
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("what", "steps", "modules"), CASES)
-def test_sync(what: Any, steps: int, modules: Any, mode: str, trainer: str, locally: Callable[..., Any]) -> None:
+def test_sync(what: Any, steps: int, modules: Any, mode: str, trainer: Way, locally: Callable[..., Any]) -> None:
     call = (what, "SyncVectorEnv", steps, 21, {"autoreset_mode": mode}, modules)
     comparing.assert_same(locally(comparing.vector_class, *call), comparing.vector_class(*call))
 
 
 @pytest.mark.parametrize(("what", "steps", "modules"), CASES)
-def test_async(what: Any, steps: int, modules: Any, trainer: str, locally: Callable[..., Any]) -> None:
+def test_async(what: Any, steps: int, modules: Any, trainer: Way, locally: Callable[..., Any]) -> None:
     shared = getattr(what, "name", what) not in NOT_SHARED
     arguments = {"autoreset_mode": "SameStep" if shared else "NextStep", "shared_memory": shared}
     call = (what, "AsyncVectorEnv", steps, 4, arguments, modules)
@@ -54,6 +58,6 @@ SB3_CASES = [case for case in CASES if case.id not in (*envs.NESTED_SPACES, *env
 
 @pytest.mark.parametrize("class_name", ["DummyVecEnv", "SubprocVecEnv"])
 @pytest.mark.parametrize(("what", "steps", "modules"), [case for case in SB3_CASES if "MiniGrid" not in case.id])
-def test_sb3(what: Any, steps: int, modules: Any, class_name: str, trainer: str, locally: Callable[..., Any]) -> None:
+def test_sb3(what: Any, steps: int, modules: Any, class_name: str, trainer: Way, locally: Callable[..., Any]) -> None:
     call = (what, class_name, steps, 9, modules)
     comparing.assert_same(locally(comparing.sb3_class, *call), comparing.sb3_class(*call))

@@ -9,13 +9,14 @@ import envs
 import gymnasium as gym
 import numpy as np
 import pytest
+from processes import Way
 
 from remoterl._process import current_session
 from remoterl.errors import UnknownEnvironmentError
 from remoterl.vector.single import RemoteEnv
 
 
-def test_rows_sit_on_both_simulators(trainer: str, cluster) -> None:
+def test_rows_sit_on_both_simulators(trainer: Way, cluster) -> None:
     vec = gym.vector.SyncVectorEnv([envs.CountingEnv] * 6)
     places = vec.call("where")
     pids = [pid for _, pid in places]
@@ -26,7 +27,7 @@ def test_rows_sit_on_both_simulators(trainer: str, cluster) -> None:
     vec.close()
 
 
-def test_an_id_that_only_the_simulators_know(trainer: str) -> None:
+def test_an_id_that_only_the_simulators_know(trainer: Way) -> None:
     assert "OnlyHere-v0" not in gym.registry and "only_here" not in sys.modules
     env = gym.make("OnlyHere-v0", size=4)
     assert env.reset(seed=1)[0].shape == (4,)
@@ -43,7 +44,7 @@ def test_an_id_that_only_the_simulators_know(trainer: str) -> None:
     assert "only_here" not in sys.modules
 
 
-def test_a_simulator_wins_where_both_know_an_id(trainer: str) -> None:
+def test_a_simulator_wins_where_both_know_an_id(trainer: Way) -> None:
     gym.register("BothKnow-v0", entry_point=envs.CountingEnv)
     try:
         env = gym.make("BothKnow-v0")
@@ -54,7 +55,7 @@ def test_a_simulator_wins_where_both_know_an_id(trainer: str) -> None:
 
 
 @pytest.mark.parametrize("entry_point", [envs.CountingEnv, "envs:CountingEnv"], ids=["class", "text"])
-def test_an_id_that_only_the_trainer_knows(trainer: str, entry_point) -> None:
+def test_an_id_that_only_the_trainer_knows(trainer: Way, entry_point) -> None:
     gym.register("OnlyTrainer-v0", entry_point=entry_point, kwargs={"length": 3}, max_episode_steps=2)
     try:
         for make in (lambda: gym.make("OnlyTrainer-v0"), lambda: gym.make(gym.spec("OnlyTrainer-v0"))):
@@ -71,7 +72,7 @@ def test_an_id_that_only_the_trainer_knows(trainer: str, entry_point) -> None:
         del gym.registry["OnlyTrainer-v0"]
 
 
-def test_an_unknown_id_names_the_closest_and_who_was_asked(trainer: str) -> None:
+def test_an_unknown_id_names_the_closest_and_who_was_asked(trainer: Way) -> None:
     from stable_baselines3.common.env_util import make_vec_env
 
     def by_factory(env_id: str) -> gym.Env:
@@ -84,7 +85,7 @@ def test_an_unknown_id_names_the_closest_and_who_was_asked(trainer: str) -> None
         assert isinstance(caught.value, gym.error.Error)
 
 
-def test_a_single_env_behaves_as_one(trainer: str) -> None:
+def test_a_single_env_behaves_as_one(trainer: Way) -> None:
     env = gym.make("CartPole-v1", render_mode="rgb_array")
     assert env.render_mode == "rgb_array" and env.spec.id == "CartPole-v1"
     assert env.get_wrapper_attr("gravity") == 9.8 and env.unwrapped.gravity == 9.8
@@ -103,14 +104,14 @@ def test_a_single_env_behaves_as_one(trainer: str) -> None:
         managed.reset()
 
 
-def test_wrappers_around_a_remote_env(trainer: str) -> None:
+def test_wrappers_around_a_remote_env(trainer: Way) -> None:
     env = gym.wrappers.TimeLimit(gym.make("Pendulum-v1"), 3)
     env.reset(seed=1)
     assert [env.step(env.action_space.sample())[3] for _ in range(3)] == [False, False, True]
     env.close()
 
 
-def test_methods_and_attributes_of_rows(trainer: str) -> None:
+def test_methods_and_attributes_of_rows(trainer: Way) -> None:
     vec = gym.vector.SyncVectorEnv([lambda length=length: envs.CountingEnv(length) for length in (3, 4, 5)])
     assert vec.get_attr("length") == (3, 4, 5)
     assert vec.call("add", 1, right=2) == (3, 3, 3)
@@ -121,7 +122,7 @@ def test_methods_and_attributes_of_rows(trainer: str) -> None:
     vec.close()
 
 
-def test_sb3_methods(trainer: str) -> None:
+def test_sb3_methods(trainer: Way) -> None:
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.monitor import Monitor
     from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
@@ -145,7 +146,7 @@ def test_sb3_methods(trainer: str) -> None:
         vec.close()
 
 
-def test_an_existing_env_is_wrapped_where_it_lives(trainer: str) -> None:
+def test_an_existing_env_is_wrapped_where_it_lives(trainer: Way) -> None:
     from stable_baselines3 import PPO
     from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -159,7 +160,7 @@ def test_an_existing_env_is_wrapped_where_it_lives(trainer: str) -> None:
     assert DummyVecEnv([lambda env=env: env for env in several]).envs == several
 
 
-def test_subclasses_and_isinstance(trainer: str) -> None:
+def test_subclasses_and_isinstance(trainer: Way) -> None:
     class Labelled(gym.vector.SyncVectorEnv):
         def __init__(self, env_fns):
             super().__init__(env_fns)
@@ -178,7 +179,7 @@ def test_subclasses_and_isinstance(trainer: str) -> None:
     vec.close()
 
 
-def test_collected_envs_free_their_rows(trainer: str) -> None:
+def test_collected_envs_free_their_rows(trainer: Way) -> None:
     import gc
 
     from processes import wait_until
@@ -193,7 +194,7 @@ def test_collected_envs_free_their_rows(trainer: str) -> None:
     wait_until(lambda: sum(runner.rows for runner in runners) == 0, 10, "freed rows")
 
 
-def test_no_patch_in_an_env_runner(trainer: str) -> None:
+def test_no_patch_in_an_env_runner(trainer: Way) -> None:
     class Inner(envs.CountingEnv):
         def kind(self) -> str:
             import gymnasium

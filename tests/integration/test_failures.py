@@ -8,6 +8,7 @@ import envs
 import gymnasium as gym
 import numpy as np
 import pytest
+from processes import Way
 
 from remoterl.errors import EnvRunnerLostError, RemoteEnvError
 
@@ -19,7 +20,7 @@ def make(where: str, error: str, row: int = 2) -> gym.vector.SyncVectorEnv:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyError])
-def test_an_environments_exception_keeps_its_type(trainer: str, error: type[Exception]) -> None:
+def test_an_environments_exception_keeps_its_type(trainer: Way, error: type[Exception]) -> None:
     vec = make("step", error.__name__)
     vec.reset()
     vec.step(np.zeros(4, int))
@@ -31,14 +32,14 @@ def test_an_environments_exception_keeps_its_type(trainer: str, error: type[Exce
     vec.close()
 
 
-def test_an_unpicklable_exception(trainer: str) -> None:
+def test_an_unpicklable_exception(trainer: Way) -> None:
     vec = make("reset", "unpicklable")
     with pytest.raises(RemoteEnvError, match="UnpicklableError: the arm hit the table.*row 2"):
         vec.reset()
     vec.close()
 
 
-def test_every_rows_error_is_kept(trainer: str) -> None:
+def test_every_rows_error_is_kept(trainer: Way) -> None:
     vec = gym.vector.SyncVectorEnv([lambda: envs.RaisingEnv("reset")] * 4)
     with pytest.raises(ValueError, match="the arm") as caught:
         vec.reset()
@@ -47,7 +48,7 @@ def test_every_rows_error_is_kept(trainer: str) -> None:
     vec.close()
 
 
-def test_a_constructor_that_raises_frees_every_row(trainer: str) -> None:
+def test_a_constructor_that_raises_frees_every_row(trainer: Way) -> None:
     from remoterl._process import current_session
 
     before = [runner.rows for runner in current_session().runners]
@@ -57,7 +58,7 @@ def test_a_constructor_that_raises_frees_every_row(trainer: str) -> None:
     assert [runner.rows for runner in current_session().runners] == before
 
 
-def test_a_missing_module_is_named(trainer: str) -> None:
+def test_a_missing_module_is_named(trainer: Way) -> None:
     def factory() -> gym.Env:
         import stable_baselines3  # noqa: F401 - the tests' simulators don't have it
 
@@ -68,7 +69,7 @@ def test_a_missing_module_is_named(trainer: str) -> None:
     assert "simulator alpha" in str(caught.value.__cause__)
 
 
-def test_an_sb3_wrapper_needs_sb3_there(trainer: str) -> None:
+def test_an_sb3_wrapper_needs_sb3_there(trainer: Way) -> None:
     from stable_baselines3.common.atari_wrappers import ClipRewardEnv
     from stable_baselines3.common.env_util import make_vec_env
 
@@ -78,7 +79,7 @@ def test_an_sb3_wrapper_needs_sb3_there(trainer: str) -> None:
         make_vec_env("CartPole-v1", n_envs=2, wrapper_class=ClipRewardEnv)
 
 
-def test_wrong_actions(trainer: str) -> None:
+def test_wrong_actions(trainer: Way) -> None:
     from stable_baselines3.common.vec_env import DummyVecEnv
 
     vec, sb3 = gym.vector.SyncVectorEnv([envs.CountingEnv] * 3), DummyVecEnv([envs.CountingEnv] * 3)
@@ -90,7 +91,7 @@ def test_wrong_actions(trainer: str) -> None:
         env.close()
 
 
-def test_calls_out_of_order(trainer: str) -> None:
+def test_calls_out_of_order(trainer: Way) -> None:
     vec = gym.vector.AsyncVectorEnv([envs.CountingEnv] * 2)
     with pytest.raises(gym.error.NoAsyncCallError):
         vec.step_wait()
@@ -103,7 +104,7 @@ def test_calls_out_of_order(trainer: str) -> None:
         vec.reset()
 
 
-def test_a_dead_env_runner_is_named(trainer: str, cluster) -> None:
+def test_a_dead_env_runner_is_named(trainer: Way, cluster) -> None:
     import remoterl
 
     vec = gym.vector.SyncVectorEnv([envs.ExitingEnv] * 2)
@@ -116,10 +117,10 @@ def test_a_dead_env_runner_is_named(trainer: str, cluster) -> None:
     vec.close()
     assert time.monotonic() - start < 10
     remoterl.shutdown()  # both env runners are gone: the tests that follow need new ones
-    assert remoterl.init("a-key-for-tests", address=cluster.address(trainer), num_env_runners=2)
+    trainer.open(cluster)
 
 
-def test_an_info_that_cannot_travel_is_named(trainer: str) -> None:
+def test_an_info_that_cannot_travel_is_named(trainer: Way) -> None:
     class Leaky(envs.CountingEnv):
         def step(self, action: int):
             import threading
@@ -134,7 +135,7 @@ def test_an_info_that_cannot_travel_is_named(trainer: str) -> None:
     vec.close()
 
 
-def test_a_new_vector_env_goes_on_with_the_env_runners_that_live(trainer: str, cluster) -> None:
+def test_a_new_vector_env_goes_on_with_the_env_runners_that_live(trainer: Way, cluster) -> None:
     import remoterl
 
     vec = gym.vector.SyncVectorEnv([lambda i=i: (envs.ExitingEnv if i == 0 else envs.CountingEnv)() for i in range(2)])
@@ -146,4 +147,4 @@ def test_a_new_vector_env_goes_on_with_the_env_runners_that_live(trainer: str, c
     assert again.reset()[0].shape == (4, 2) and len(again._core.places()) == 1
     again.close()
     remoterl.shutdown()
-    assert remoterl.init("a-key-for-tests", address=cluster.address(trainer), num_env_runners=2)
+    trainer.open(cluster)

@@ -13,12 +13,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+from processes import Way
 
 from remoterl.errors import SpaceMismatchError, UnsupportedError
 from remoterl.vector.single import RemoteEnv
 
 
-def test_attributes_of_a_single_env_and_of_its_unwrapped(trainer: str) -> None:
+def test_attributes_of_a_single_env_and_of_its_unwrapped(trainer: Way) -> None:
     env = gym.make("CartPole-v1")
     base = env.unwrapped
     assert base is env.unwrapped and base.unwrapped is base and isinstance(base, gym.Env)
@@ -41,7 +42,7 @@ def test_attributes_of_a_single_env_and_of_its_unwrapped(trainer: str) -> None:
     env.close()
 
 
-def test_methods_and_objects_that_stay_there(trainer: str) -> None:
+def test_methods_and_objects_that_stay_there(trainer: Way) -> None:
     env = gym.make("ALE/Pong-v5", frameskip=1)
     assert env.unwrapped.get_action_meanings()[0] == "NOOP"
     env.reset(seed=1)
@@ -53,7 +54,7 @@ def test_methods_and_objects_that_stay_there(trainer: str) -> None:
     env.close()
 
 
-def test_wrappers_around_a_single_env(trainer: str, tmp_path: Path) -> None:
+def test_wrappers_around_a_single_env(trainer: Way, tmp_path: Path) -> None:
     atari = gym.wrappers.AtariPreprocessing(gym.make("ALE/Pong-v5", frameskip=1), noop_max=3)
     assert gym.wrappers.FrameStackObservation(atari, 4).reset(seed=2)[0].shape == (4, 84, 84)
     assert atari.step(2)[0].shape == (84, 84)
@@ -76,13 +77,13 @@ def test_wrappers_around_a_single_env(trainer: str, tmp_path: Path) -> None:
     text.close()
 
 
-def test_human_rendering_is_refused(trainer: str) -> None:
+def test_human_rendering_is_refused(trainer: Way) -> None:
     for make in (gym.make, gym.make_vec):
         with pytest.raises(UnsupportedError, match="window on the simulator"):
             make("CartPole-v1", render_mode="human")
 
 
-def test_vector_wrappers(trainer: str, tmp_path: Path) -> None:
+def test_vector_wrappers(trainer: Way, tmp_path: Path) -> None:
     vec = gym.make_vec("CartPole-v1", num_envs=3, vectorization_mode="sync", render_mode="rgb_array")
     wrapped = gym.wrappers.vector.RecordEpisodeStatistics(gym.wrappers.vector.NormalizeObservation(vec))
     films = tmp_path / "films"
@@ -97,7 +98,7 @@ def test_vector_wrappers(trainer: str, tmp_path: Path) -> None:
     assert list(films.glob("*.mp4"))
 
 
-def test_make_vec_in_every_way(trainer: str) -> None:
+def test_make_vec_in_every_way(trainer: Way) -> None:
     spec = gym.spec("CartPole-v1")
     made = [
         gym.make_vec("CartPole-v1", 3, "sync", wrappers=(gym.wrappers.TimeAwareObservation,)),
@@ -124,7 +125,7 @@ def test_make_vec_in_every_way(trainer: str) -> None:
         gym.make_vec("CartPole-v1", 3, "sideways")
 
 
-def test_observation_modes(trainer: str) -> None:
+def test_observation_modes(trainer: Way) -> None:
     boxes = [gym.spaces.Box(0, high, (5,)) for high in (1, 2, 3)]
     fns = [lambda box=box: envs.SpaceEnv(box) for box in boxes]
     for cls in (SyncVectorEnv, AsyncVectorEnv):
@@ -158,7 +159,7 @@ class SleepyEnv(envs.CountingEnv):
         return super().step(action)
 
 
-def test_a_late_answer_is_never_read_as_a_later_one(trainer: str) -> None:
+def test_a_late_answer_is_never_read_as_a_later_one(trainer: Way) -> None:
     vec = AsyncVectorEnv([SleepyEnv] * 2)
     vec.reset()
     vec.step_async(np.array([2, 2]))
@@ -171,7 +172,7 @@ def test_a_late_answer_is_never_read_as_a_later_one(trainer: str) -> None:
         vec.close(terminate=True)
 
 
-def test_no_copy_means_the_same_buffer(trainer: str) -> None:
+def test_no_copy_means_the_same_buffer(trainer: Way) -> None:
     vec = SyncVectorEnv([envs.CountingEnv] * 2, copy=False)
     first, _ = vec.reset()
     second, *_ = vec.step(np.array([0, 1]))
@@ -179,7 +180,7 @@ def test_no_copy_means_the_same_buffer(trainer: str) -> None:
     vec.close()
 
 
-def test_arguments_of_the_script_travel_or_are_refused(trainer: str) -> None:
+def test_arguments_of_the_script_travel_or_are_refused(trainer: Way) -> None:
     import enum
     import threading
 
@@ -198,7 +199,7 @@ def test_arguments_of_the_script_travel_or_are_refused(trainer: str) -> None:
     vec.close()
 
 
-def test_an_exception_of_the_scripts_own_type(trainer: str) -> None:
+def test_an_exception_of_the_scripts_own_type(trainer: Way) -> None:
     class ArmError(Exception):
         pass
 
@@ -214,7 +215,7 @@ def test_an_exception_of_the_scripts_own_type(trainer: str) -> None:
     vec.close()
 
 
-def test_a_forked_child_is_local(trainer: str) -> None:
+def test_a_forked_child_is_local(trainer: Way) -> None:
     context = multiprocessing.get_context("fork")
     results = context.Queue()
 
@@ -229,7 +230,7 @@ def test_a_forked_child_is_local(trainer: str) -> None:
     assert isinstance(gym.make("CartPole-v1"), RemoteEnv)
 
 
-def test_what_cannot_travel_is_built_here_entirely(trainer: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_travel_is_built_here_entirely(trainer: Way, caplog: pytest.LogCaptureFixture) -> None:
     import threading
 
     lock = threading.Lock()
@@ -244,7 +245,7 @@ def test_what_cannot_travel_is_built_here_entirely(trainer: str, caplog: pytest.
     vec.close()
 
 
-def test_many_vector_envs_on_the_same_env_runners(trainer: str) -> None:
+def test_many_vector_envs_on_the_same_env_runners(trainer: Way) -> None:
     vecs = [SyncVectorEnv([envs.CountingEnv] * size) for size in (1, 2, 5)]
     for vec in vecs:
         vec.reset()
@@ -255,7 +256,7 @@ def test_many_vector_envs_on_the_same_env_runners(trainer: str) -> None:
         vec.close()
 
 
-def test_no_registration_of_the_trainers_breaks_another(trainer: str) -> None:
+def test_no_registration_of_the_trainers_breaks_another(trainer: Way) -> None:
     # A class of an installed package that the simulators lack: pickled by its name.
     from sb3_contrib import MaskablePPO
 
@@ -270,5 +271,5 @@ def test_no_registration_of_the_trainers_breaks_another(trainer: str) -> None:
         del gym.registry["NotHere-v0"]
 
 
-def test_environments_are_not_in_this_process(trainer: str) -> None:
+def test_environments_are_not_in_this_process(trainer: Way) -> None:
     assert gym.make(gym.envs.registration.EnvSpec("Spec-v0", entry_point=envs.CountingEnv)).where()[1] != os.getpid()

@@ -328,7 +328,7 @@ def test_status(cluster) -> None:
     assert [simulator["name"] for simulator in told["simulators"]] == ["alpha", "beta"]
     assert [len(simulator["env_runners"]) for simulator in told["simulators"]] == [2, 2]
     [trainer] = told["trainers"]
-    assert trainer["rows"] == 10 and trainer["pid"] == os.getpid() and trainer["channels"] == ["actor"]
+    assert trainer["rows"] == 10 and trainer["pid"] == os.getpid() and trainer["channels"] == ["stream"]
     assert "OnlyHere-v0" in told["simulators"][0]["environments"]
     table = status()
     assert "alpha" in table and "2 of 8" in table

@@ -8,33 +8,40 @@ from typing import Any
 import comparing
 import numpy as np
 import pytest
+from conftest import WAYS
+from processes import Way
 
 ENVS = ["CartPole-v1", "MountainCarContinuous-v0", "Acrobot-v1", "Pendulum-v1"]
-# Enough for many episode ends; Acrobot and MountainCar end theirs by time mostly. Ray Client is slow, and what it
-# carries is the same bytes.
-STEPS = {"driver": 1000, "client": 250}
+
+
+def _steps(way: Way) -> int:
+    """Enough for many episode ends; Acrobot and MountainCar end theirs by time mostly."""
+    return 250 if way.is_slow else 1000
+
+
+pytestmark = pytest.mark.parametrize("trainer", [*WAYS, Way("client", "actor")], ids=str, indirect=True, scope="module")
 
 
 @pytest.mark.parametrize("env_id", ENVS)
-def test_make(env_id: str, trainer: str, locally: Callable[..., Any]) -> None:
-    arguments = (env_id, STEPS[trainer], 7)
+def test_make(env_id: str, trainer: Way, locally: Callable[..., Any]) -> None:
+    arguments = (env_id, _steps(trainer), 7)
     comparing.assert_same(locally(comparing.single, *arguments), comparing.single(*arguments))
 
 
 @pytest.mark.parametrize("mode", ["sync", "async", None])
 @pytest.mark.parametrize("env_id", ENVS)
-def test_make_vec(env_id: str, mode: str | None, trainer: str, locally: Callable[..., Any]) -> None:
-    arguments = (env_id, STEPS[trainer], 11)
+def test_make_vec(env_id: str, mode: str | None, trainer: Way, locally: Callable[..., Any]) -> None:
+    arguments = (env_id, _steps(trainer), 11)
     local = locally(comparing.gymnasium_vector, *arguments, vectorization_mode=mode)
     remote = comparing.gymnasium_vector(*arguments, vectorization_mode=mode)
     comparing.assert_same(local, remote)
     ends = sum(step[2].sum() + step[3].sum() for step in remote if len(step) == 5)
-    assert trainer == "client" or ends >= 5
+    assert trainer.is_slow or ends >= 5
 
 
 @pytest.mark.parametrize("autoreset", ["NextStep", "SameStep", "Disabled"])
 @pytest.mark.parametrize("mode", ["sync", "async"])
-def test_autoreset_modes(mode: str, autoreset: str, trainer: str, locally: Callable[..., Any]) -> None:
+def test_autoreset_modes(mode: str, autoreset: str, trainer: Way, locally: Callable[..., Any]) -> None:
     if (mode, autoreset) == ("async", "Disabled"):
         vector_kwargs = {
             "autoreset_mode": autoreset,
@@ -50,9 +57,9 @@ def test_autoreset_modes(mode: str, autoreset: str, trainer: str, locally: Calla
 
 @pytest.mark.parametrize("subproc", [False, True], ids=["dummy", "subproc"])
 @pytest.mark.parametrize("env_id", ENVS)
-def test_sb3(env_id: str, subproc: bool, trainer: str, locally: Callable[..., Any]) -> None:
-    arguments = (env_id, STEPS[trainer], 5, subproc)
+def test_sb3(env_id: str, subproc: bool, trainer: Way, locally: Callable[..., Any]) -> None:
+    arguments = (env_id, _steps(trainer), 5, subproc)
     local, remote = locally(comparing.sb3_vector, *arguments), comparing.sb3_vector(*arguments)
     comparing.assert_same(local, remote)
     ends = sum(np.sum(step[2]) for step in remote if isinstance(step, tuple) and len(step) == 4)
-    assert trainer == "client" or ends >= 5
+    assert trainer.is_slow or ends >= 5

@@ -15,11 +15,11 @@ import pytest
 import ray
 from conftest import patched_places
 from processes import KEY, ROOT, Cluster, Process, wait_until
-from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.algorithms.ppo import PPO, PPOConfig
 from rllib_fixtures import assert_no_rllib_left
 
 import remoterl
-from remoterl.errors import CapacityError, UnsupportedError
+from remoterl.errors import CapacityError, UnknownEnvironmentError, UnsupportedError
 
 SMALL: dict[str, Any] = {"train_batch_size_per_learner": 64, "minibatch_size": 32, "num_epochs": 1}
 
@@ -75,8 +75,32 @@ def test_too_few_units(rllib_cluster: Cluster, kind: str, caplog: pytest.LogCapt
     assert_no_rllib_left(rllib_cluster)
 
 
+@pytest.mark.parametrize("kind", ["driver", "client"])
+def test_what_is_registered_before_init(rllib_cluster: Cluster, node_names: Any, kind: str) -> None:
+    import rllib_envs
+
+    ray.tune.register_env("early", lambda context: rllib_envs.ConfiguredEnv(context))
+    assert remoterl.init(KEY, address=rllib_cluster.address(kind), num_env_runners=8, timeout_s=5)
+    try:
+        config = PPOConfig().environment("early", env_config={"size": 2}).training(**SMALL)
+        # All units are ours, and RLlib's default of 2 env runners gets its places.
+        algo = PPO(config={**{name: getattr(config, name) for name in ("env", "env_config")}, **SMALL})
+        assert node_names(where(algo)) == ["alpha", "beta"]
+        algo.stop()
+        # One env runner of ours for RLlib's rows here is enough, and leaves the others.
+        config.env_runners(num_env_runners=0).evaluation(evaluation_interval=1, evaluation_num_env_runners=3)
+        algo = config.build_algo()
+        assert len(algo.eval_env_runner_group.foreach_env_runner(lambda _: 0, local_env_runner=False)) == 3
+        algo.stop()
+        with pytest.raises(UnknownEnvironmentError, match=r"CartPoul-v1.*alpha, beta.*CartPole-v1"):
+            PPOConfig().environment("CartPoul-v1").env_runners(num_env_runners=1).build_algo()
+    finally:
+        remoterl.shutdown()
+    assert_no_rllib_left(rllib_cluster)
+
+
 def test_a_session_on_the_scripts_own_connection(
-    rllib_cluster: Cluster, node_names: Callable[[Any], list[str]], locally: Any, monkeypatch: pytest.MonkeyPatch
+    rllib_cluster: Cluster, node_names: Callable[[Any], list[str]], locally: Any, tmp_path: Path
 ) -> None:
     """`remoterl.shutdown()` leaves Ray connected, and nothing on the simulators; later algorithms are local."""
     from remoterl.cluster import auth
@@ -89,6 +113,7 @@ def test_a_session_on_the_scripts_own_connection(
         assert remoterl.init(num_env_runners=1)
         algo = ppo(2).build_algo()
         assert node_names(where(algo)) == ["alpha", "beta"]
+        algo.save_to_path(tmp_path / "checkpoint")
         remoterl.shutdown()
         assert ray.is_initialized()
         assert patched_places() == before
@@ -97,6 +122,9 @@ def test_a_session_on_the_scripts_own_connection(
         algo = ppo(1).build_algo()
         assert node_names(where(algo)) == ["hub"]
         assert algo.config.num_cpus_per_env_runner == 1 and algo.config.custom_resources_per_env_runner == {}
+        algo.stop()
+        algo = PPO.from_checkpoint(tmp_path / "checkpoint")
+        assert node_names(where(algo)) == ["hub", "hub"]
         algo.stop()
     finally:
         ray.shutdown()
@@ -166,5 +194,6 @@ def test_an_experiment_object(rllib_session: str, node_names: Any, tmp_path: Pat
     assert set(node_names(places["env_runners"])) <= {"alpha", "beta"}
     assert "custom_resources_per_env_runner" not in experiment.spec["config"]
     resourceful = tune.with_resources(tune.registry.get_trainable_cls("PPO"), {"cpu": 1})
+    resourceful.__name__ = "Resourceful"  # Tune registers it under its name
     with pytest.raises(UnsupportedError, match="Tuner"):
         tune.run(tune.Experiment("two", resourceful, config=space, **options), verbose=0)

@@ -14,17 +14,17 @@ import gymnasium as gym
 import learning
 import numpy as np
 import pytest
-from processes import run_python
+from processes import Way, run_python
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("algorithm", ["PPO", "PPO normalized", "PPO dict", "A2C", "DQN", "SAC", "HER", "MaskablePPO"])
-def test_same_seed_same_weights(algorithm: str, trainer: str, locally: Callable[..., Any]) -> None:
-    call = (algorithm, 600 if trainer == "client" else 3000, algorithm == "A2C")
+def test_same_seed_same_weights(algorithm: str, trainer: Way, locally: Callable[..., Any]) -> None:
+    call = (algorithm, 600 if trainer.is_slow else 3000, algorithm == "A2C")
     comparing.assert_same(locally(learning.train, *call), learning.train(*call))
 
 
-def test_wrappers_of_sb3(trainer: str, tmp_path: Path) -> None:
+def test_wrappers_of_sb3(trainer: Way, tmp_path: Path) -> None:
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.monitor import Monitor
     from stable_baselines3.common.vec_env import (
@@ -63,7 +63,7 @@ def test_wrappers_of_sb3(trainer: str, tmp_path: Path) -> None:
     assert [path.stat().st_size > 1000 for path in tmp_path.glob("*.mp4")] == [True]
 
 
-def test_render(trainer: str) -> None:
+def test_render(trainer: Way) -> None:
     from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
     for vec_env_cls in (DummyVecEnv, SubprocVecEnv):
@@ -78,7 +78,7 @@ def test_render(trainer: str) -> None:
         vec.close()
 
 
-def test_evaluation_saving_and_loading(trainer: str, tmp_path: Path) -> None:
+def test_evaluation_saving_and_loading(trainer: Way, tmp_path: Path) -> None:
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import EvalCallback
     from stable_baselines3.common.env_util import make_vec_env
@@ -98,7 +98,7 @@ def test_evaluation_saving_and_loading(trainer: str, tmp_path: Path) -> None:
     evaluation.close()
 
 
-def test_monitor_files_are_on_the_trainers_machine(trainer: str, tmp_path: Path) -> None:
+def test_monitor_files_are_on_the_trainers_machine(trainer: Way, tmp_path: Path) -> None:
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.monitor import get_monitor_files
 
@@ -117,7 +117,7 @@ def test_monitor_files_are_on_the_trainers_machine(trainer: str, tmp_path: Path)
     assert len(get_monitor_files(str(folder))) == 3
 
 
-def test_atari_wrappers_say_what_they_need(trainer: str) -> None:
+def test_atari_wrappers_say_what_they_need(trainer: Way) -> None:
     from stable_baselines3.common.env_util import make_atari_env
 
     from remoterl.errors import NotShippableError
@@ -149,7 +149,7 @@ def test_atari_where_the_simulator_has_sb3(tmp_path: Path) -> None:
     assert remote.stdout.split() == ["RemoteSubprocVecEnv", local.stdout.split()[1]]
 
 
-def test_an_unknown_start_method(trainer: str) -> None:
+def test_an_unknown_start_method(trainer: Way) -> None:
     from stable_baselines3.common.vec_env import SubprocVecEnv
 
     with pytest.raises(ValueError, match="cannot find context for 'illegal'"):

@@ -89,7 +89,6 @@ def test_a_key_is_not_in_the_repr() -> None:
         ("role", "worker"),
         ("role", None),
         ("channel", "pigeon"),
-        ("channel", "stream"),
         ("timeout_s", 0),
         ("timeout_s", "soon"),
         ("timeout_s", float("inf")),

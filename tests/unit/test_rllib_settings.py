@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from remoterl.patches.rllib_settings import for_simulators, largest_trial, with_units
+from remoterl.patches.rllib_settings import choices_of, for_simulators, largest_trial, own_settings, with_units
 
 
 def test_a_dict_gets_a_unit_and_no_cpus() -> None:
@@ -15,8 +15,8 @@ def test_a_dict_gets_a_unit_and_no_cpus() -> None:
 def test_what_the_user_set_stays() -> None:
     space = {
         "custom_resources_per_env_runner": {"camera": 1, "env_runner": 2},
-        "placement_strategy": "PACK",
-        "env_runner_health_probe_timeout_s": 30.0,
+        "placement_strategy": "STRICT_SPREAD",
+        "env_runner_health_probe_timeout_s": 20.0,
         "evaluation_config": {"num_cpus_per_env_runner": 2, "custom_resources_per_env_runner": {"x": 1}, "explore": 0},
     }
     assert for_simulators(space) == {
@@ -46,17 +46,23 @@ def test_the_largest_trial() -> None:
         "evaluation_num_env_runners": tune.choice([0, 3]),
         "lr": tune.loguniform(1e-4, 1e-2),
         "gamma": 0.9,
+        "other": tune.sample_from(lambda spec: spec.config.gamma),
         "model": {"fcnet_hiddens": tune.grid_search([[8], [16]]), "vf_share_layers": True},
         "evaluation_config": {"explore": False},
     }
-    assert largest_trial(space) == {
+    point = largest_trial(space)
+    assert 1e-4 <= point.pop("lr") <= 1e-2
+    assert point.pop("other", 0.9) == 0.9
+    assert point == {
+        "env": "CartPole-v1",
         "num_env_runners": 4,
         "evaluation_num_env_runners": 3,
         "gamma": 0.9,
-        "model": {"vf_share_layers": True},
+        "model": {"fcnet_hiddens": [8], "vf_share_layers": True},
         "evaluation_config": {"explore": False},
     }
     assert largest_trial({"num_env_runners": tune.randint(1, 6)}) == {"num_env_runners": 5}
+    assert choices_of(tune.grid_search(["a", "b"])) == ["a", "b"] and choices_of("a") == ["a"]
 
 
 def test_a_users_placement_group() -> None:
@@ -82,3 +88,10 @@ def test_a_config_object_is_copied() -> None:
     assert changed.evaluation_config == {"explore": False}
     config.fault_tolerance(env_runner_health_probe_timeout_s=7)
     assert for_simulators(config).env_runner_health_probe_timeout_s == 7
+    assert own_settings(config)["num_cpus_per_env_runner"] == 1
+    assert {name for name, value in own_settings(changed).items() if value != own_settings(config)[name]} == {
+        "custom_resources_per_env_runner",
+        "num_cpus_per_env_runner",
+        "placement_strategy",
+        "env_runner_health_probe_timeout_s",
+    }

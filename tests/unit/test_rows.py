@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import comparing
 import envs
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
 from remoterl import messages as m
+from remoterl.actors import rows as rows_module
 from remoterl.actors.env_runner import EnvRunner
 from remoterl.shipping import ship
 
@@ -70,3 +72,36 @@ def test_closing_twice_is_harmless(runner: EnvRunner) -> None:
     opened(runner, [envs.CountingEnv])
     for _ in range(2):
         assert ask(runner, m.CloseRows(1)).results == []
+
+
+ODD_COLUMNS = [
+    [1.0, 2.5],
+    [np.float32(0.1), np.float64(0.1)],
+    [1, 2**40],
+    [True, np.bool_(False)],
+    [np.array(3.5), 1.0],
+    [np.float16(0.1), np.int8(-3)],
+]
+
+
+@pytest.mark.parametrize("values", ODD_COLUMNS, ids=repr)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.bool_])
+def test_a_column_is_what_assignments_make(values: list, dtype: type) -> None:
+    expected = np.zeros(2, dtype)
+    for row, value in enumerate(values):
+        expected[row] = value
+    comparing.assert_same(rows_module._column(values, dtype), expected)
+
+
+@pytest.mark.parametrize("values", ODD_COLUMNS, ids=repr)
+def test_a_stack_is_numpys(values: list) -> None:
+    comparing.assert_same(rows_module._stack(values), np.stack(values))
+
+
+def test_only_what_fits_is_batched_the_short_way() -> None:
+    batch = np.zeros((2, 3), np.float32)
+    fits = [np.array([1, 2, 3], np.float32), np.array([4, 5, 6], np.float32)]
+    assert rows_module._batched(fits, batch) and batch.tolist() == [[1, 2, 3], [4, 5, 6]]
+    for other in ([1, 2, 3], np.zeros(3), np.zeros(2, np.float32), np.zeros((1, 3), np.float32)):
+        assert not rows_module._batched([fits[0], other], batch)
+    assert not rows_module._batched([np.int64(1)] * 2, np.zeros(2, np.int64))

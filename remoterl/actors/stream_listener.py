@@ -1,0 +1,139 @@
+"""An env runner's ear: takes one authenticated stream, from its own trainer, and closes.
+
+Whoever else connects is turned away with bounded effort: messages of fixed size, a deadline, and only so many
+unproven connections at a time. Nothing is unpickled here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import ssl
+import threading
+import time
+from queue import Empty, SimpleQueue
+
+from remoterl.channels import handshake, tls
+from remoterl.messages import StreamOffer
+
+OPEN_S = 30.0  # how long the trainer has to come
+HANDSHAKE_S = 5.0
+MAX_UNPROVEN = 8  # connections at a time that have not yet proven anything
+PORTS_VARIABLE = "REMOTERL_STREAM_PORTS"
+
+logger = logging.getLogger(__name__)
+
+
+class StreamListener:
+    """Listens from its creation on until its trainer has come, `OPEN_S` are over, or `close`.
+
+    Args:
+        host: the address of this machine at which the cluster reaches it.
+        context: what the stream is for; the trainer must mean the same.
+
+    Raises:
+        OSError: no port is free, or TLS is on and its files can't be read.
+    """
+
+    def __init__(self, host: str, context: str) -> None:
+        self._secret = secrets.token_bytes(handshake.SECRET_BYTES)
+        self._context = context
+        self._tls = tls.server_context()
+        self._socket = _listen(host)
+        self._host = host
+        self._port = self._socket.getsockname()[1]
+        self._unproven = threading.Semaphore(MAX_UNPROVEN)
+        self._accepting = threading.Lock()
+        self._taken = False
+        self._accepted: SimpleQueue[socket.socket] = SimpleQueue()
+        self._closes_at = time.monotonic() + OPEN_S
+        threading.Thread(target=self._listen, name="stream-listener", daemon=True).start()
+
+    def offer(self) -> StreamOffer:
+        """What the trainer needs; it travels through Ray only."""
+        return StreamOffer(self._host, self._port, self._secret, self._context, self._tls is not None)
+
+    def accepted(self, timeout_s: float) -> socket.socket:
+        """The connection to the trainer.
+
+        Raises:
+            TimeoutError: it did not come within `timeout_s`.
+        """
+        try:
+            return self._accepted.get(timeout=timeout_s)
+        except Empty:
+            raise TimeoutError(f"no trainer came within {timeout_s} s") from None
+
+    def close(self) -> None:
+        """Stop listening. Idempotent."""
+        with self._accepting:
+            self._taken = True
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits in accept()
+        except OSError:
+            pass
+        self._socket.close()
+
+    def _listen(self) -> None:
+        while not self._taken:
+            try:
+                self._socket.settimeout(max(0.01, self._closes_at - time.monotonic()))
+                connected, _ = self._socket.accept()
+            except OSError:  # closed, or nobody came in time
+                break
+            if self._unproven.acquire(blocking=False):
+                threading.Thread(target=self._prove, args=(connected,), name="stream-handshake", daemon=True).start()
+            else:
+                connected.close()
+        self.close()
+
+    def _prove(self, connected: socket.socket) -> None:
+        proven = connected
+        try:
+            deadline = time.monotonic() + HANDSHAKE_S
+            if self._tls is not None:
+                connected.settimeout(HANDSHAKE_S)
+                proven = self._tls.wrap_socket(connected, server_side=True)
+            handshake.challenge(proven, self._secret, self._context.encode(), deadline)
+            with self._accepting:
+                if self._taken:
+                    raise handshake.HandshakeError("another connection was accepted before")
+                self._taken = True
+                handshake.accept(proven, deadline)
+            self._accepted.put(proven)
+            self.close()
+        except (handshake.HandshakeError, OSError, ssl.SSLError) as error:
+            logger.debug("a connection was turned away: %s", error)
+            proven.close()
+        finally:
+            self._unproven.release()
+
+
+def _listen(host: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for port in _ports(os.environ.get(PORTS_VARIABLE, "")):
+        for address in (host, ""):  # behind an address translation the cluster's address is not this machine's own
+            try:
+                return socket.create_server((address, port), family=family, backlog=MAX_UNPROVEN)
+            except OSError as error:
+                logger.debug("can't listen at %s:%d: %s", address, port, error)
+    raise OSError(
+        f"no free port for a stream on {host}"
+        + (f" ({PORTS_VARIABLE}={os.environ[PORTS_VARIABLE]})" if PORTS_VARIABLE in os.environ else "")
+    )
+
+
+def _ports(text: str) -> range:
+    """`20000-20031` or one port; any free one where nothing is said."""
+    if not text:
+        return range(1)
+    first, _, last = text.partition("-")
+    try:
+        ports = range(int(first), int(last or first) + 1)
+    except ValueError:
+        ports = range(0)
+    if not ports or not 0 < ports[0] <= ports[-1] < 65536:
+        raise OSError(f"{PORTS_VARIABLE} must be a port or a range of ports such as 20000-20031, got {text!r}")
+    return ports

@@ -1,0 +1,242 @@
+"""Frames over a connected socket, without ever blocking: what the operating system gives is taken, and no more.
+
+Both ends of a `stream` use it. Small frames cost one system call each way; the buffers of large ones are received
+straight into the memory in which they stay.
+"""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import ssl
+import threading
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from remoterl.channels.codec import DEFINITION, PICKLED, PREFIX, Buffer, Decoder, Encoder, beside_sizes
+
+SMALL_BYTES = 65_536
+MAX_BUFFERS_A_CALL = 64  # of what the operating system takes in one sendmsg
+WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class FrameSocket:
+    """Messages in and out of one socket, which it puts into non-blocking mode and closes.
+
+    One thread may read while another writes, but no two may do the same.
+    """
+
+    def __init__(self, connected: socket.socket) -> None:
+        connected.setblocking(False)
+        self.socket = connected
+        self._encoder, self._decoder = Encoder(), Decoder()
+        # OpenSSL has one state for both directions.
+        self._lock = threading.Lock() if isinstance(connected, ssl.SSLSocket) else None
+        self._can_gather = hasattr(connected, "sendmsg")  # not on Windows
+        self._unsent: deque[memoryview] = deque()
+        self._small = bytearray(SMALL_BYTES)
+        self._view = memoryview(self._small)
+        self._start = self._end = 0  # what of `_small` is received and not yet read
+        self._large: _LargeFrame | None = None
+
+    # ---- sending ---------------------------------------------------------------------------------------------
+
+    def put(self, message: Any) -> None:
+        """Queue a message for `flush`.
+
+        Raises:
+            Exception: it can't be pickled; then nothing is queued.
+        """
+        buffers, size_bytes = self._encoder.encode(message)
+        if size_bytes <= SMALL_BYTES:
+            self._unsent.append(memoryview(b"".join(buffers)))
+        else:
+            views = [memoryview(buffer) for buffer in buffers]
+            self._unsent.extend(view.cast("B") for view in views if view.nbytes)
+
+    def flush(self) -> bool:
+        """Send what the operating system takes now; True where nothing is left.
+
+        Raises:
+            OSError: the peer is gone.
+        """
+        unsent = self._unsent
+        while unsent:
+            try:
+                sent = self._send()
+            except WOULD_BLOCK:
+                return False
+            if len(unsent) == 1 and sent == unsent[0].nbytes:
+                unsent.clear()
+                return True
+            while sent:
+                first = unsent.popleft()
+                if sent < first.nbytes:
+                    unsent.appendleft(first[sent:])
+                    break
+                sent -= first.nbytes
+        return True
+
+    def _send(self) -> int:
+        unsent = self._unsent
+        if self._lock is not None:
+            with self._lock:
+                return self.socket.send(unsent[0])
+        if len(unsent) > 1 and self._can_gather:
+            return self.socket.sendmsg([unsent[index] for index in range(min(len(unsent), MAX_BUFFERS_A_CALL))])
+        return self.socket.send(unsent[0])
+
+    @property
+    def has_more(self) -> bool:
+        """May `get` find something that no `select` would tell of, because it has been received already?"""
+        if self._start != self._end:
+            return True
+        return isinstance(self.socket, ssl.SSLSocket) and self.socket.pending() > 0
+
+    # ---- receiving -------------------------------------------------------------------------------------------
+
+    def get(self) -> Any:
+        """The next message that has arrived in full, None where more has to come first.
+
+        Raises:
+            ConnectionError, OSError: the peer is gone.
+            UndecodableError: the message can't be unpickled here; the next one can be read.
+        """
+        while True:
+            if self._large is not None:
+                if not self._large.fill(self._receive_into):
+                    return None
+                large, self._large = self._large, None
+                message = self._decode(large.layout, large.pickled, large.body)
+            elif self._end - self._start < PREFIX.size:
+                if not self._receive_more():
+                    return None
+                continue
+            else:
+                layout, pickle_bytes, body_bytes = PREFIX.unpack_from(self._small, self._start)
+                size = PREFIX.size + pickle_bytes + body_bytes
+                if size > SMALL_BYTES:
+                    self._start += PREFIX.size
+                    self._large = _LargeFrame(layout, pickle_bytes, body_bytes)
+                    self._start += self._large.take(self._view[self._start : self._end])
+                    continue
+                if self._end - self._start < size:
+                    if not self._receive_more():
+                        return None
+                    continue
+                body_start = self._start + PREFIX.size + pickle_bytes
+                pickled = self._view[self._start + PREFIX.size : body_start]
+                body = bytearray(self._view[body_start : self._start + size])
+                self._start += size
+                message = self._decode(layout, pickled, body)
+            if message is not None:
+                return message
+
+    def _receive_more(self) -> bool:
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif self._end == SMALL_BYTES:
+            waiting = self._end - self._start
+            self._small[:waiting] = self._small[self._start : self._end]
+            self._start, self._end = 0, waiting
+        received = self._receive_into(self._view[self._end :])
+        self._end += received
+        return received > 0
+
+    def _receive_into(self, view: memoryview) -> int:
+        try:
+            if self._lock is None:
+                received = self.socket.recv_into(view)
+            else:
+                with self._lock:
+                    received = self.socket.recv_into(view)
+        except WOULD_BLOCK:
+            return 0
+        if received == 0:
+            raise ConnectionResetError("the connection was closed by the other end")
+        return received
+
+    def _decode(self, layout: int, pickled: Buffer, body: Any) -> Any:
+        if layout == DEFINITION:
+            self._decoder.define(pickled)
+            return None
+        try:
+            if layout != PICKLED:
+                return self._decoder.by_layout(layout, pickled, body)
+            sizes, at = beside_sizes(pickled)
+            buffers = body if isinstance(body, list) else _split(memoryview(body), sizes)
+            return pickle.loads(pickled[at:], buffers=buffers)
+        except Exception as error:
+            raise UndecodableError from error
+
+    def close(self) -> None:
+        """Close this process's end; in a forked child the parent's stays open."""
+        self.socket.close()
+
+
+class UndecodableError(Exception):
+    """A message that arrived can't be unpickled here; its cause says why."""
+
+
+class _LargeFrame:
+    """A frame that is being received into its own memory."""
+
+    def __init__(self, layout: int, pickle_bytes: int, body_bytes: int) -> None:
+        self.layout = layout
+        self.pickled = memoryview(bytearray(pickle_bytes))
+        self.body: Any = None
+        self._body_bytes = body_bytes
+        self._targets: deque[memoryview] = deque([self.pickled] if pickle_bytes else [])
+        self._make_body_when_known()
+
+    def _make_body_when_known(self) -> None:
+        if self._targets or self.body is not None:
+            return
+        if self.layout == PICKLED:
+            sizes, _ = beside_sizes(self.pickled)
+            self.body = [_uninitialized(size) for size in sizes]
+            self._targets.extend(buffer for buffer in self.body if buffer.nbytes)
+        else:
+            self.body = _uninitialized(self._body_bytes)
+            if self._body_bytes:
+                self._targets.append(self.body)
+
+    def take(self, arrived: memoryview) -> int:
+        """Copy what came with the prefix; returns how many bytes were used."""
+        used = 0
+
+        def from_arrived(view: memoryview) -> int:
+            nonlocal used
+            size = min(view.nbytes, arrived.nbytes - used)
+            view[:size] = arrived[used : used + size]
+            used += size
+            return size
+
+        self.fill(from_arrived)
+        return used
+
+    def fill(self, receive_into: Any) -> bool:
+        """Receive until all is there (True) or nothing more comes now (False)."""
+        while self._targets:
+            target = self._targets.popleft()
+            received = receive_into(target)
+            if received < target.nbytes:
+                self._targets.appendleft(target[received:])
+                if received == 0:
+                    return False
+            self._make_body_when_known()
+        return True
+
+
+def _uninitialized(size_bytes: int) -> memoryview:
+    return np.empty(size_bytes, dtype=np.uint8).data
+
+
+def _split(body: memoryview, sizes: tuple[int, ...]) -> list[memoryview]:
+    buffers, start = [], 0
+    for size in sizes:
+        buffers.append(body[start : start + size])
+        start += size
+    return buffers

@@ -1,0 +1,331 @@
+"""The `stream` channel: a socket from the trainer straight to an env runner, beside Ray.
+
+Ray carries the offer (where, and a one-time secret) and keeps an eye on the env runner; requests and replies go
+through the socket. This side runs wherever Python does; the other is `actors.stream_listener` and `stream_server`.
+"""
+
+from __future__ import annotations
+
+import select
+import selectors
+import socket
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from remoterl.channels import handshake, tls
+from remoterl.channels.base import Channel
+from remoterl.channels.framing import FrameSocket, UndecodableError
+from remoterl.messages import StreamOffer
+
+KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 5}  # seconds, seconds, probes
+WRITE_CHECK_S = 0.05
+
+
+class UnreachableError(Exception):
+    """A stream could not be opened; the message says why."""
+
+
+class Ticket:
+    """The place of one reply."""
+
+    __slots__ = ("done", "error", "reply")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.reply: Any = None
+        self.error: Exception | None = None
+
+
+class StreamChannel(Channel):
+    """Requests and replies through one socket, in the order in which they were sent.
+
+    Args:
+        connected: what `connect` returned.
+        streams: of this session.
+        description: names the env runner in errors: its simulator, node and process.
+    """
+
+    name = "stream"
+
+    def __init__(self, connected: socket.socket, streams: Streams, description: str) -> None:
+        super().__init__(description)
+        keep_alive(connected)
+        self.frames = FrameSocket(connected)
+        self._streams = streams
+        self._waiting: deque[Ticket] = deque()
+        self._sending = threading.Lock()
+        streams.add(self)
+
+    def send(self, request: Any) -> Ticket:
+        ticket = Ticket()
+        with self._sending:
+            if not self.lost:
+                self.frames.put(request)
+                self._waiting.append(ticket)
+                try:
+                    if not self.frames.flush():
+                        self._streams.wait_to_send(self)
+                except OSError as error:
+                    self.lose(error)
+            if self.lost:  # also where another thread found out while we were sending
+                self.lose("its stream is closed")
+                raise self._gone("its stream is closed")
+        return ticket
+
+    def receive(self, ticket: Any, timeout_s: float | None = None) -> Any:
+        if not self._streams.wait([ticket], timeout_s):
+            raise self._late(timeout_s)
+        return _result(ticket)
+
+    @classmethod
+    def receive_all(
+        cls, channels: Sequence[Channel], tickets: Sequence[Any], timeout_s: float | None = None
+    ) -> list[Any]:
+        first = cast(StreamChannel, channels[0])
+        if not first._streams.wait(tickets, timeout_s):
+            raise first._late(timeout_s)
+        return [_result(ticket) for ticket in tickets]
+
+    def read(self) -> None:
+        """Give the replies that have arrived to their tickets. One thread at a time: see `Streams`."""
+        try:
+            while True:
+                try:
+                    reply = self.frames.get()
+                    if reply is None:
+                        return
+                    ticket = self._waiting.popleft()
+                    ticket.reply = reply
+                except UndecodableError as error:
+                    ticket = self._waiting.popleft()
+                    ticket.error = self._undecodable(cast(Exception, error.__cause__))
+                ticket.done = True
+                if not self.frames.has_more:
+                    return
+        except OSError as error:
+            self.lose(error)
+
+    def lose(self, reason: Exception | str) -> None:
+        """The env runner is gone: so is every reply that is still out."""
+        self.lost = True
+        self._streams.remove(self)
+        while self._waiting:
+            ticket = self._waiting.popleft()
+            ticket.error = self._gone(reason)
+            ticket.done = True
+
+    def interrupt(self) -> None:
+        """Ray knows that the env runner is gone: whoever waits for it finds the socket closed. From any thread."""
+        try:
+            socket.socket.shutdown(self.frames.socket, socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        self.lose("the session was closed")
+        self._streams.wake()
+        self.frames.close()
+
+    def abandon(self) -> None:
+        self.lost = True
+        self.frames.close()
+
+
+class Streams:
+    """All streams of one session. Any thread may wait for any replies; one at a time reads, for all of them."""
+
+    def __init__(self) -> None:
+        self._sockets = _LinuxSockets() if hasattr(select, "epoll") else _Sockets()
+        self._alarm, self._bell = socket.socketpair()
+        self._alarm.setblocking(False)
+        self._sockets.add(self._alarm, None)
+        weakref.finalize(self, _close_all, self._sockets, self._alarm, self._bell).atexit = False
+        self._reading = threading.Lock()
+        self._others: set[threading.Event] = set()  # of threads that wait while another reads
+
+    def add(self, channel: StreamChannel) -> None:
+        """Read this one's replies too."""
+        self._sockets.add(channel.frames.socket, channel)
+
+    def remove(self, channel: StreamChannel) -> None:
+        """Read it no longer. Idempotent."""
+        self._sockets.remove(channel.frames.socket)
+
+    def wake(self) -> None:
+        """Let whoever reads look again whether its reply is there (or never will be)."""
+        self._bell.send(b"!")
+
+    def wait(self, tickets: Sequence[Ticket], timeout_s: float | None = None) -> bool:
+        """Read until all of these have their replies; False where they have not after `timeout_s`."""
+
+        def are_done() -> bool:
+            for ticket in tickets:  # noqa: SIM110 - as a generator it costs three times as much
+                if not ticket.done:
+                    return False
+            return True
+
+        return self._run(are_done, timeout_s)
+
+    def wait_to_send(self, channel: StreamChannel) -> None:
+        """Send the rest of a request whenever the other end takes some, and read meanwhile.
+
+        A peer that is itself stuck with a reply to us reads nothing until we take it.
+
+        Raises:
+            OSError: the other end is gone.
+        """
+        self._run(channel.frames.flush, None, channel)
+
+    def _run(self, is_done: Callable[[], bool], timeout_s: float | None, writing: StreamChannel | None = None) -> bool:
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while not is_done():
+            if self._reading.acquire(blocking=False):
+                try:
+                    self._read(is_done, deadline, writing)
+                finally:
+                    self._reading.release()
+                    for event in list(self._others):
+                        event.set()
+            else:
+                self._let_another_read(is_done, WRITE_CHECK_S if writing is not None else _remaining(deadline))
+            if deadline is not None and time.monotonic() >= deadline:
+                return is_done()
+        return True
+
+    def _let_another_read(self, is_done: Callable[[], bool], timeout_s: float | None) -> None:
+        event = threading.Event()
+        self._others.add(event)
+        # Either may have come true before the reader could see our event.
+        if not is_done() and self._reading.locked():
+            event.wait(timeout_s)
+        self._others.discard(event)
+
+    def _read(self, is_done: Callable[[], bool], deadline: float | None, writing: StreamChannel | None) -> None:
+        if writing is not None:
+            self._sockets.watch_writing(writing.frames.socket, True)
+        try:
+            while not is_done():
+                for channel in self._sockets.ready(_remaining(deadline)):
+                    if channel is None:
+                        self._alarm.recv(1)
+                    else:
+                        channel.read()
+                if self._others:
+                    for event in list(self._others):
+                        event.set()
+                if deadline is not None and time.monotonic() >= deadline:
+                    return
+        finally:
+            if writing is not None and not writing.lost:
+                self._sockets.watch_writing(writing.frames.socket, False)
+
+
+class _Sockets:
+    """Which of some sockets have something to read (or, where that is watched, can be written to)."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+
+    def add(self, one: socket.socket, channel: StreamChannel | None) -> None:
+        self._selector.register(one, selectors.EVENT_READ, channel)
+
+    def remove(self, one: socket.socket) -> None:
+        try:
+            self._selector.unregister(one)
+        except (KeyError, ValueError):
+            pass
+
+    def watch_writing(self, one: socket.socket, watch: bool) -> None:
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if watch else 0)
+        self._selector.modify(one, events, self._selector.get_key(one).data)
+
+    def ready(self, timeout_s: float | None) -> list[StreamChannel | None]:
+        return [key.data for key, _ in self._selector.select(timeout_s)]
+
+    def close(self) -> None:
+        self._selector.close()
+
+
+class _LinuxSockets(_Sockets):
+    """The same with a third of the time that `selectors` adds to a step."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._channels: dict[int, StreamChannel | None] = {}
+
+    def add(self, one: socket.socket, channel: StreamChannel | None) -> None:
+        self._channels[one.fileno()] = channel
+        self._epoll.register(one, select.EPOLLIN)
+
+    def remove(self, one: socket.socket) -> None:
+        if self._channels.pop(one.fileno(), None) is not None:
+            self._epoll.unregister(one)
+
+    def watch_writing(self, one: socket.socket, watch: bool) -> None:
+        self._epoll.modify(one, select.EPOLLIN | (select.EPOLLOUT if watch else 0))
+
+    def ready(self, timeout_s: float | None) -> list[StreamChannel | None]:
+        channels = self._channels
+        # One that another thread has just removed is left out.
+        return [channels[descriptor] for descriptor, _ in self._epoll.poll(timeout_s) if descriptor in channels]
+
+    def close(self) -> None:
+        self._epoll.close()
+
+
+def connect(offer: StreamOffer, timeout_s: float) -> socket.socket:
+    """Open and authenticate the connection that an env runner offers.
+
+    Raises:
+        UnreachableError: it can't be, for the reason that the message gives.
+    """
+    deadline = time.monotonic() + timeout_s
+    where = f"{offer.host}:{offer.port}"
+    if offer.uses_tls != tls.is_on():
+        sides = ("the env runner's Ray", "this process") if offer.uses_tls else ("this process", "the env runner's Ray")
+        raise UnreachableError(f"{sides[0]} uses TLS (RAY_USE_TLS=1), {sides[1]} does not")
+    try:
+        connected = socket.create_connection((offer.host, offer.port), timeout_s)
+    except OSError as error:
+        raise UnreachableError(f"{where} can't be reached ({error})") from error
+    try:
+        context = tls.client_context()
+        if context is not None:
+            connected.settimeout(max(0.1, deadline - time.monotonic()))
+            connected = context.wrap_socket(connected, server_hostname=offer.host)
+        handshake.greet(connected, offer.secret, offer.context.encode(), deadline)
+    except (handshake.HandshakeError, OSError, KeyError) as error:
+        connected.close()
+        raise UnreachableError(f"{where} answers, but {error or type(error).__name__}") from error
+    except BaseException:
+        connected.close()
+        raise
+    return connected
+
+
+def keep_alive(connected: socket.socket) -> None:
+    """Small messages leave at once, and a peer that vanished without a word is noticed while nothing is sent."""
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in KEEP_ALIVE.items():
+        if hasattr(socket, option):
+            connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+def _close_all(*closable: Any) -> None:
+    for one in closable:
+        one.close()
+
+
+def _remaining(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def _result(ticket: Ticket) -> Any:
+    if ticket.error is not None:
+        raise ticket.error
+    return ticket.reply

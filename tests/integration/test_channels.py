@@ -1,0 +1,173 @@
+"""Which channel a trainer gets, and what is the same whichever it is."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import comparing
+import envs
+import gymnasium as gym
+import numpy as np
+import psutil
+import pytest
+from conftest import assert_free
+from processes import KEY, SIMULATOR_PYTHON, Cluster, Process, Way, wait_until
+
+import remoterl
+from remoterl._process import current_session
+from remoterl.errors import EnvRunnerLostError, RemoteRLError
+
+
+def names() -> list[str]:
+    return sorted(runner.channel.name for runner in current_session().runners)
+
+
+@pytest.fixture
+def gamma(cluster: Cluster) -> Iterator[Process]:
+    """A third simulator, whose env runners find no port for a stream."""
+    with socket.create_server(("", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        command = [str(SIMULATOR_PYTHON), "-m", "remoterl", "simulate", "--name", "gamma"]
+        simulator = Process(*command, REMOTERL_ADDRESS=cluster.gcs_address, REMOTERL_STREAM_PORTS=port)
+        try:
+            simulator.wait_for("is up")
+            yield simulator
+        finally:
+            remoterl.shutdown()
+            assert simulator.end() == 0
+
+
+@pytest.mark.parametrize("connection", ["client", "driver"])
+def test_auto_takes_the_stream_and_says_so(cluster: Cluster, connection: str, caplog) -> None:
+    with caplog.at_level(logging.INFO, "remoterl"):
+        assert remoterl.init(KEY, address=cluster.address(connection), num_env_runners=2)
+    assert names() == ["stream", "stream"]
+    assert len([line for line in caplog.messages if "channel 'stream'" in line]) == 1
+    remoterl.shutdown()
+    assert_free(cluster)
+
+
+def test_auto_goes_by_actor_calls_where_it_must(cluster: Cluster, gamma: Process, caplog) -> None:
+    with caplog.at_level(logging.INFO, "remoterl"):
+        assert remoterl.init(KEY, address=cluster.client_address, num_env_runners=6)
+    assert set(names()) == {"actor", "stream"}
+    [line] = [line for line in caplog.messages if "env runners over" in line]
+    assert "channel 'actor' to" in line and "no stream to" in line and "REMOTERL_STREAM_PORTS" in line
+    vec = gym.make_vec("CartPole-v1", num_envs=30, vectorization_mode="sync")
+    assert "gamma" in vec._core.places()
+    vec.reset(seed=1)
+    assert vec.step(np.zeros(30, int))[0].shape == (30, 4)
+
+
+def test_a_stream_that_cannot_be_is_an_error_that_says_what_to_do(cluster: Cluster, gamma: Process) -> None:
+    with pytest.raises(RemoteRLError, match="simulator gamma.*REMOTERL_STREAM_PORTS.*channel='actor'"):
+        remoterl.init(KEY, address=cluster.client_address, num_env_runners=6, channel="stream")
+    assert not remoterl.is_initialized()
+    assert_free(cluster)
+
+
+def test_environments_live_in_the_main_thread(trainer: Way) -> None:
+    """Renderers and signal handlers care."""
+    vec = gym.vector.SyncVectorEnv([envs.ThreadEnv] * 2)
+    vec.reset()
+    infos = vec.step(np.zeros(2, int))[4]
+    assert list(infos["threads"]) == [["main"], ["main"]]
+    vec.close()
+
+
+def test_big_observations(trainer: Way, locally: Callable[..., Any]) -> None:
+    for class_name in ("SyncVectorEnv", "AsyncVectorEnv"):
+        call = (envs.BigEnv, class_name, 5, 3, {})
+        comparing.assert_same(locally(comparing.vector_class, *call), comparing.vector_class(*call))
+    call = (envs.BigEnv, "DummyVecEnv", 5, 3)
+    comparing.assert_same(locally(comparing.sb3_class, *call), comparing.sb3_class(*call))
+
+
+def test_several_vector_envs_from_several_threads(trainer: Way) -> None:
+    failures: list[str] = []
+
+    def work(number: int) -> None:
+        try:
+            vec = gym.vector.AsyncVectorEnv([envs.CountingEnv] * 3)
+            vec.reset(seed=number)
+            for step in range(4):
+                rewards = vec.step(np.full(3, (number + step) % 3))[1]
+                assert rewards.tolist() == [(number + step) % 3] * 3
+            vec.close()
+        except BaseException as error:
+            failures.append(f"{number}: {error!r}")
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert failures == []
+
+
+def test_a_killed_env_runner(trainer: Way, cluster: Cluster) -> None:
+    victim, survivor = current_session().runners
+    vec = gym.vector.SyncVectorEnv([envs.CountingEnv] * 2)
+    vec.reset()
+    os.kill(victim.pid, signal.SIGKILL)
+    with pytest.raises(EnvRunnerLostError, match=f"simulator {victim.simulator}.*pid {victim.pid}"):
+        while True:
+            vec.step(np.zeros(2, int))
+    vec.close()
+    again = gym.vector.SyncVectorEnv([envs.CountingEnv] * 2)
+    assert list(again._core.places()) == [survivor.simulator]
+    again.close()
+    remoterl.shutdown()
+    trainer.open(cluster)
+
+
+def test_a_killed_env_runner_that_was_in_a_step(trainer: Way, cluster: Cluster) -> None:
+    class Hanging(envs.CountingEnv):
+        def step(self, action: int) -> Any:
+            time.sleep(1000)
+
+    vec = gym.vector.SyncVectorEnv([Hanging])
+    vec.reset()
+    [(victim, _)] = vec._core._parts
+    threading.Timer(0.5, os.kill, (victim.pid, signal.SIGKILL)).start()
+    with pytest.raises(EnvRunnerLostError, match=f"pid {victim.pid}"):
+        vec.step(np.zeros(1, int))
+    remoterl.shutdown()
+    trainer.open(cluster)
+
+
+def test_idle_env_runners_use_no_cpu(trainer: Way) -> None:
+    vec = gym.make_vec("CartPole-v1", num_envs=4, vectorization_mode="sync")
+    vec.reset()
+    for _ in range(20):
+        vec.step(np.zeros(4, int))
+    processes = [psutil.Process(runner.pid) for runner in current_session().runners]
+
+    def used() -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+    def is_idle() -> bool:
+        before = used()
+        time.sleep(1)
+        return used() - before < 0.2
+
+    wait_until(is_idle, 30, "idle env runners")
+    vec.close()
+
+
+def test_a_forked_child_leaves_its_parents_streams_alone(trainer: Way) -> None:
+    vec = gym.vector.SyncVectorEnv([envs.CountingEnv] * 2)
+    vec.reset()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if vec._core.closed and not remoterl.is_initialized() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert vec.step(np.array([1, 2]))[1].tolist() == [1, 2]
+    vec.close()

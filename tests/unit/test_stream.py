@@ -1,0 +1,379 @@
+"""The stream channel against a real env runner in this process: listener, connection, and what is asked through it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import ipaddress
+import pickle
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import envs
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+from processes import wait_until
+
+from remoterl import messages as m
+from remoterl.actors import stream_listener
+from remoterl.actors.env_runner import EnvRunner
+from remoterl.actors.stream_listener import StreamListener
+from remoterl.actors.stream_server import serve
+from remoterl.channels import handshake
+from remoterl.channels.stream import StreamChannel, Streams, UnreachableError, connect
+from remoterl.errors import EnvRunnerLostError
+from remoterl.shipping import ship
+
+
+@pytest.fixture
+def listener() -> Iterator[StreamListener]:
+    listener = StreamListener("127.0.0.1", "session")
+    yield listener
+    listener.close()
+
+
+class Server:
+    """Env runners that serve from threads, as their actors do from theirs."""
+
+    def __init__(self, streams: Streams) -> None:
+        self._streams = streams
+        self._threads: list[threading.Thread] = []
+        self.channels: list[StreamChannel] = []
+
+    def open(self) -> StreamChannel:
+        listener = StreamListener("127.0.0.1", "session")
+        connected = connect(listener.offer(), 5)
+        runner = EnvRunner(m.TrainerInfo("session", "script", "host", 1))
+        arguments = (listener.accepted(5), runner._answer, runner._unpicklable)
+        self._threads.append(threading.Thread(target=serve, args=arguments))
+        self._threads[-1].start()
+        self.channels.append(StreamChannel(connected, self._streams, f"env runner {len(self.channels)}"))
+        return self.channels[-1]
+
+    def close(self) -> None:
+        for channel in self.channels:
+            channel.close()
+        for thread in self._threads:
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server(Streams())
+    yield server
+    server.close()
+
+
+def ask(channel: StreamChannel, request: Any, timeout_s: float | None = 20) -> Any:
+    return channel.receive(channel.send(request), timeout_s)
+
+
+def open_rows(channel: StreamChannel, vector_id: int, factory: Callable[[], Any], rows: int = 2) -> None:
+    mode = AutoresetMode.NEXT_STEP
+    opened = ask(
+        channel,
+        m.OpenRows(vector_id, tuple(range(rows)), ship([factory] * rows), m.Semantics.GYMNASIUM_SYNC, mode, b""),
+    )
+    assert isinstance(opened, m.RowsOpened), opened
+    ask(channel, m.ResetRows(vector_id, (None,) * rows, None, None))
+
+
+# ---- who is let in -------------------------------------------------------------------------------------------
+
+
+def test_an_offer_is_good_for_one_connection(listener: StreamListener) -> None:
+    connect(listener.offer(), 5).close()
+    listener.accepted(5).close()
+    with pytest.raises(UnreachableError):
+        connect(listener.offer(), 1)
+
+
+def test_garbage_and_strangers_do_not_keep_the_trainer_out(listener: StreamListener) -> None:
+    offer = listener.offer()
+    for garbage in (b"GET / HTTP/1.1\r\n\r\n", handshake.MAGIC + bytes(64), b"\xff" * 1_000_000):
+        with socket.create_connection((offer.host, offer.port), 5) as stranger, contextlib.suppress(OSError):
+            stranger.sendall(garbage)
+            while stranger.recv(1000):
+                pass
+    with pytest.raises(UnreachableError, match="not this session's env runner"):
+        connect(m.StreamOffer(offer.host, offer.port, bytes(32), offer.context, False), 5)
+    connect(offer, 5).close()
+
+
+def test_nothing_is_unpickled_before_the_handshake(listener: StreamListener, monkeypatch) -> None:
+    called = []
+    for module in ("framing", "codec"):
+        monkeypatch.setattr(f"remoterl.channels.{module}.pickle.loads", lambda *a, **k: called.append(a))
+    offer = listener.offer()
+    with socket.create_connection((offer.host, offer.port), 5) as stranger, contextlib.suppress(OSError):
+        stranger.sendall(pickle.dumps(print))
+        assert stranger.recv(1000) == b""
+    assert called == []
+
+
+def test_idle_connections_are_few_and_the_rest_is_turned_away(listener: StreamListener) -> None:
+    offer = listener.offer()
+    with contextlib.ExitStack() as stack:
+        idle = [
+            stack.enter_context(socket.create_connection((offer.host, offer.port), 5))
+            for _ in range(stream_listener.MAX_UNPROVEN)
+        ]
+        one_more = stack.enter_context(socket.create_connection((offer.host, offer.port), 5))
+        one_more.settimeout(10)
+        assert one_more.recv(1) == b""  # closed at once, without a word
+        for connected in idle:
+            connected.close()
+    wait_until(lambda: _reached(offer), 10)
+
+
+def _reached(offer: m.StreamOffer) -> bool:
+    try:
+        connect(offer, 1).close()
+    except UnreachableError:
+        return False
+    return True
+
+
+def test_a_slow_stranger_is_dropped(listener: StreamListener, monkeypatch) -> None:
+    monkeypatch.setattr(stream_listener, "HANDSHAKE_S", 0.2)
+    offer = listener.offer()
+    with socket.create_connection((offer.host, offer.port), 5) as slow:
+        slow.sendall(handshake.MAGIC[:3])
+        slow.settimeout(10)
+        assert slow.recv(1) == b""
+
+
+def test_the_port_closes_with_the_listener(listener: StreamListener) -> None:
+    offer = listener.offer()
+    listener.close()
+    listener.close()
+    with pytest.raises(UnreachableError, match="can't be reached"):
+        connect(offer, 1)
+
+
+def test_ports_can_be_fixed(monkeypatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("REMOTERL_STREAM_PORTS", f"{port}-{port + 9}")
+        listener = StreamListener("127.0.0.1", "session")
+        assert port < listener.offer().port <= port + 9
+        listener.close()
+        monkeypatch.setenv("REMOTERL_STREAM_PORTS", str(port))
+        with pytest.raises(OSError, match=f"REMOTERL_STREAM_PORTS={port}"):
+            StreamListener("127.0.0.1", "session")
+    for wrong in ("many", "0", "5-4", "70000"):
+        monkeypatch.setenv("REMOTERL_STREAM_PORTS", wrong)
+        with pytest.raises(OSError, match="must be a port or a range"):
+            StreamListener("127.0.0.1", "session")
+
+
+def test_a_secret_is_not_in_a_repr(listener: StreamListener) -> None:
+    assert "secret" not in repr(listener.offer())
+
+
+# ---- TLS ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> dict[str, dict[str, str]]:
+    """Ray's variables for a cluster (`ours`) and for one under another authority (`theirs`)."""
+    return {name: _make_certificates(tmp_path / name) for name in ("ours", "theirs")}
+
+
+def _make_certificates(folder: Path) -> dict[str, str]:
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    folder.mkdir()
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+    names = [x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)]) for text in (folder.name, "node")]
+    now = datetime.datetime.now(datetime.timezone.utc)
+    pems = []
+    for key, name, is_authority in zip(keys, names, (True, False), strict=True):
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(names[0])
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(is_authority, None), critical=True)
+            .add_extension(
+                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+            )
+            .sign(keys[0], hashes.SHA256())
+        )
+        pems.append(certificate.public_bytes(serialization.Encoding.PEM))
+    files = {
+        "RAY_TLS_CA_CERT": pems[0],
+        "RAY_TLS_SERVER_CERT": pems[1],
+        "RAY_TLS_SERVER_KEY": keys[1].private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        ),
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return {"RAY_USE_TLS": "1", **{name: str(folder / name) for name in files}}
+
+
+@contextlib.contextmanager
+def environment(variables: dict[str, str]) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        yield
+
+
+def test_tls_both_ways(certificates, server: Server) -> None:
+    with environment(certificates["ours"]):
+        channel = server.open()
+        open_rows(channel, 1, envs.CountingEnv)
+        assert channel.frames.socket.version() in ("TLSv1.2", "TLSv1.3")
+        big = ask(channel, m.CallRows(1, (0,), "add", ship(((np.ones(1_000_000),), {})), True))
+        assert big.results[0].sum() == 1_000_000
+
+
+def test_tls_on_one_side_only_is_refused(certificates, listener: StreamListener) -> None:
+    with environment(certificates["ours"]), pytest.raises(UnreachableError, match="this process uses TLS"):
+        connect(listener.offer(), 5)
+    with environment(certificates["ours"]):
+        with_tls = StreamListener("127.0.0.1", "session")
+    offer = with_tls.offer()
+    with pytest.raises(UnreachableError, match="the env runner's Ray uses TLS"):
+        connect(offer, 5)
+    with environment(certificates["theirs"]), pytest.raises(UnreachableError, match="certificate"):
+        connect(offer, 5)
+    without_tls = m.StreamOffer(offer.host, offer.port, offer.secret, offer.context, False)
+    with pytest.raises(UnreachableError):  # a trainer that leaves TLS out all the same
+        connect(without_tls, 5)
+    with_tls.close()
+
+
+# ---- what goes through -------------------------------------------------------------------------------------------
+
+
+def test_several_vector_envs_at_once(server: Server) -> None:
+    channel = server.open()
+    for vector_id in (1, 2, 3):
+        open_rows(channel, vector_id, envs.CountingEnv, rows=vector_id)
+    tickets = [channel.send(m.StepRows(i, np.full(i, i - 1))) for i in (1, 2, 3)]
+    for i, ticket in reversed(list(zip((1, 2, 3), tickets, strict=True))):
+        assert channel.receive(ticket).rewards.tolist() == [i - 1] * i
+
+
+def test_a_late_answer_is_never_read_as_another(server: Server) -> None:
+    channel = server.open()
+
+    class Slow(envs.CountingEnv):
+        def step(self, action: int) -> Any:
+            time.sleep(0.3 if self.steps == 0 else 0)
+            return super().step(action)
+
+    open_rows(channel, 1, Slow, rows=1)
+    with pytest.raises(TimeoutError, match="env runner 0"):
+        ask(channel, m.StepRows(1, np.array([2])), timeout_s=0.01)
+    assert ask(channel, m.StepRows(1, np.array([1]))).rewards.tolist() == [1]
+
+
+def test_what_cannot_travel_is_told_and_the_stream_goes_on(server: Server) -> None:
+    class Leaky(envs.CountingEnv):
+        def step(self, action: int) -> Any:
+            return (*super().step(action)[:4], {"handle": threading.Lock()})
+
+    channel = server.open()
+    open_rows(channel, 1, Leaky)
+    failed = ask(channel, m.StepRows(1, np.zeros(2, int)))
+    assert isinstance(failed, m.RowsFailed) and "info['handle'] of row 0 is a lock" in failed.errors[0].message
+    assert isinstance(ask(channel, m.CallRows(9, (), "x", b"", None)), m.RowsFailed)
+    assert ask(channel, m.CloseRows(1)).results == []
+
+
+def test_two_full_pipes_do_not_wait_for_each_other(server: Server) -> None:
+    """Replies that nobody has read yet, and requests that the other end can't read before they are."""
+    channel = server.open()
+    open_rows(channel, 1, envs.CountingEnv, rows=1)
+    big = np.zeros(8_000_000, np.uint8)
+    tickets = [channel.send(m.CallRows(1, (0,), "add", ship(((big,), {})), True)) for _ in range(4)]
+    for ticket in tickets:
+        assert channel.receive(ticket, 60).results[0].size == 8_000_000
+
+
+def test_a_big_reply_does_not_hold_up_another_runners(server: Server) -> None:
+    big, small = server.open(), server.open()
+    for channel in (big, small):
+        open_rows(channel, 1, envs.CountingEnv, rows=1)
+    big_ticket = big.send(m.CallRows(1, (0,), "add", ship(((np.zeros(30_000_000, np.uint8),), {})), True))
+    assert ask(small, m.StepRows(1, np.array([1]))).rewards.tolist() == [1]
+    assert big.receive(big_ticket, 60).results[0].size == 30_000_000
+    replies = StreamChannel.receive_all([big, small], [c.send(m.StepRows(1, np.array([2]))) for c in (big, small)], 20)
+    assert [reply.rewards.tolist() for reply in replies] == [[2], [2]]
+
+
+def test_many_threads(server: Server) -> None:
+    channels = [server.open() for _ in range(2)]
+    failures: list[str] = []
+
+    def work(vector_id: int) -> None:
+        try:
+            for channel in channels:
+                open_rows(channel, vector_id, envs.CountingEnv)
+            for step in range(100):
+                reply = StreamChannel.receive_all(
+                    channels, [c.send(m.StepRows(vector_id, np.full(2, step % 3))) for c in channels], 30
+                )
+                assert [r.rewards.tolist() for r in reply] == [[step % 3 if (step + 1) % 6 else 0] * 2] * 2, (
+                    step,
+                    reply,
+                )
+        except BaseException as error:
+            failures.append(f"{vector_id}: {error!r}")
+
+    threads = [threading.Thread(target=work, args=(vector_id,)) for vector_id in range(1, 7)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+
+
+@pytest.mark.parametrize("how", ["interrupt", "close"])
+def test_everybody_who_waits_hears_that_the_peer_is_gone(server: Server, how: str) -> None:
+    class Hanging(envs.CountingEnv):
+        def step(self, action: int) -> Any:
+            time.sleep(1)
+            return super().step(action)
+
+    channel, other = server.open(), server.open()
+    open_rows(channel, 1, Hanging, rows=1)
+    open_rows(other, 1, envs.CountingEnv, rows=1)
+    ticket, second = (channel.send(m.StepRows(1, np.array([1]))) for _ in range(2))
+    threading.Timer(0.1, getattr(channel, how)).start()
+    for waiting in (ticket, second):
+        with pytest.raises(EnvRunnerLostError, match="env runner 0"):
+            channel.receive(waiting, 20)
+    with pytest.raises(EnvRunnerLostError):
+        channel.send(m.CloseRows(1))
+    assert channel.lost and not other.lost
+    assert ask(other, m.StepRows(1, np.array([1]))).rewards.tolist() == [1]
+
+
+def test_an_abandoned_stream_stays_the_parents(server: Server) -> None:
+    """What a forked child does with its copy of the descriptor."""
+    import os
+
+    channel = server.open()
+    open_rows(channel, 1, envs.CountingEnv, rows=1)
+    child = os.fork()
+    if child == 0:
+        channel.abandon()
+        os._exit(0 if channel.lost else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert ask(channel, m.StepRows(1, np.array([1]))).rewards.tolist() == [1]
