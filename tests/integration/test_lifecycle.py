@@ -252,7 +252,7 @@ def test_a_simulators_end_leaves_nothing_of_it_and_all_else(cluster, number: int
 def test_a_taken_name_is_refused(cluster) -> None:
     from processes import start_simulator
 
-    second = start_simulator("alpha", cluster.gcs_address, folder=cluster.folder)
+    second = start_simulator("alpha", cluster.gcs_address, folder=cluster.folder, python=SIMULATOR_PYTHON)
     assert second.process.wait(60) == 1
     assert "'alpha' is already in this cluster" in second.output
 
