@@ -17,6 +17,9 @@ from processes import KEY, Cluster, wait_until
 
 import remoterl
 
+# For what does not differ by connection.
+in_cluster_only = pytest.mark.parametrize("rllib_session", ["driver"], indirect=True, scope="module")
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # many processes on few cores
 
 

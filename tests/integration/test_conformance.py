@@ -32,9 +32,6 @@ CASES = [
 # What Gymnasium 1.2 has no shared memory for.
 NOT_SHARED = (*envs.SHAPELESS_SPACES, *envs.NESTED_SPACES, "float16", "MiniGrid-Empty-5x5-v0")
 MODES = ["NextStep", "SameStep", "Disabled"]
-# Each connection and each channel once; the other pairings are in test_parity.
-ONCE_EACH = [Way("client", "stream"), Way("driver", "actor")]
-pytestmark = pytest.mark.parametrize("trainer", ONCE_EACH, ids=str, indirect=True, scope="module")
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -19,7 +19,8 @@ def _steps(way: Way) -> int:
     return 250 if way.is_slow else 1000
 
 
-pytestmark = pytest.mark.parametrize("trainer", [*WAYS, Way("client", "actor")], ids=str, indirect=True, scope="module")
+ALL_WAYS = [*WAYS, Way("driver", "stream"), Way("client", "actor")]
+pytestmark = pytest.mark.parametrize("trainer", ALL_WAYS, ids=str, indirect=True, scope="module")
 
 
 @pytest.mark.parametrize("env_id", ENVS)

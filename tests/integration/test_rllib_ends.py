@@ -16,7 +16,7 @@ import ray
 from conftest import patched_places
 from processes import KEY, ROOT, Cluster, Process, wait_until
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
-from rllib_fixtures import assert_no_rllib_left
+from rllib_fixtures import assert_no_rllib_left, in_cluster_only
 
 import remoterl
 from remoterl.errors import CapacityError, UnknownEnvironmentError, UnsupportedError
@@ -87,11 +87,11 @@ def test_what_is_registered_before_init(rllib_cluster: Cluster, node_names: Any,
         algo = PPO(config={**{name: getattr(config, name) for name in ("env", "env_config")}, **SMALL})
         assert node_names(where(algo)) == ["alpha", "beta"]
         algo.stop()
-        # One env runner of ours for RLlib's rows here is enough, and leaves the others.
-        config.env_runners(num_env_runners=0).evaluation(evaluation_interval=1, evaluation_num_env_runners=3)
-        algo = config.build_algo()
-        assert len(algo.eval_env_runner_group.foreach_env_runner(lambda _: 0, local_env_runner=False)) == 3
-        algo.stop()
+        if kind == "driver":  # one env runner of ours for RLlib's rows here is enough, and leaves the others
+            config.env_runners(num_env_runners=0).evaluation(evaluation_interval=1, evaluation_num_env_runners=3)
+            algo = config.build_algo()
+            assert len(algo.eval_env_runner_group.foreach_env_runner(lambda _: 0, local_env_runner=False)) == 3
+            algo.stop()
         with pytest.raises(UnknownEnvironmentError, match=r"CartPoul-v1.*alpha, beta.*CartPole-v1"):
             PPOConfig().environment("CartPoul-v1").env_runners(num_env_runners=1).build_algo()
     finally:
@@ -182,6 +182,7 @@ def test_a_simulator_is_killed_in_mid_training(rllib_cluster: Cluster, node_name
     assert_no_rllib_left(rllib_cluster)
 
 
+@in_cluster_only
 def test_an_experiment_object(rllib_session: str, node_names: Any, tmp_path: Path) -> None:
     import rllib_envs
     from ray import tune

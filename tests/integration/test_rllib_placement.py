@@ -10,6 +10,7 @@ import pytest
 import ray
 import rllib_envs
 from processes import wait_until
+from rllib_fixtures import in_cluster_only
 
 from remoterl.patches.backend import backend
 
@@ -65,6 +66,7 @@ def test_build_algo_spreads_training_and_evaluation(rllib_session: str, node_nam
     env.close()
 
 
+@in_cluster_only
 @pytest.mark.parametrize("build", ["class", "dict", "build"])
 def test_every_way_to_build(rllib_session: str, node_names: Any, build: str) -> None:
     config = small_ppo()
@@ -126,6 +128,7 @@ def test_learners_stay_at_the_hub(rllib_session: str, node_names: Any) -> None:
     algo.stop()
 
 
+@in_cluster_only
 def test_own_custom_resources_and_units_stay(rllib_session: str) -> None:
     config = small_ppo().env_runners(num_env_runners=1, custom_resources_per_env_runner={"env_runner": 2})
     algo = config.build_algo()
@@ -171,6 +174,7 @@ def test_environments_only_the_simulators_know(rllib_session: str, node_names: A
     assert "only_here" not in sys.modules
 
 
+@in_cluster_only
 def test_pettingzoo(rllib_session: str, node_names: Any) -> None:
     import petting_zoo_env
     from ray import tune
@@ -195,6 +199,7 @@ def test_sampling_in_the_trainers_process(rllib_session: str) -> None:
     assert backend() is not None
 
 
+@in_cluster_only
 def test_connectors_run_beside_the_environment(rllib_session: str, node_names: Any) -> None:
     from ray.rllib.connectors.env_to_module import FlattenObservations
 

@@ -10,6 +10,7 @@ import ray
 import rllib_envs
 from ray import tune
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
+from rllib_fixtures import in_cluster_only
 
 SMALL: dict[str, Any] = {"train_batch_size_per_learner": 64, "minibatch_size": 32, "num_epochs": 1}
 
@@ -54,6 +55,7 @@ def test_a_grid_of_four_trials(rllib_session: str, node_names: Any, tmp_path: Pa
     assert {name for sat in places for name in sat} == {"alpha", "beta"}  # Ray spreads as well as its view allows
 
 
+@in_cluster_only
 @pytest.mark.parametrize("how", ["class and dict", "with_resources", "run by name", "run a config"])
 def test_every_way_to_run(rllib_session: str, node_names: Any, tmp_path: Path, how: str) -> None:
     options: dict[str, Any] = {"stop": {"training_iteration": 1}, "storage_path": str(tmp_path), "verbose": 0}
@@ -80,6 +82,7 @@ def test_every_way_to_run(rllib_session: str, node_names: Any, tmp_path: Path, h
     assert check_places(metrics, node_names) == ["alpha", "beta"]
 
 
+@in_cluster_only
 def test_other_trainables_are_left_alone(rllib_session: str, node_names: Any, tmp_path: Path) -> None:
     def trainable(config: dict[str, Any]) -> None:
         tune.report({"node": ray.get_runtime_context().get_node_id(), "x": config["x"]})
