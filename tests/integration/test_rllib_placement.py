@@ -107,8 +107,8 @@ def multi_agent() -> Any:
 
 @pytest.mark.parametrize(
     "make",
-    [old_stack, dqn, lambda: asynchronous(IMPALAConfig()), lambda: asynchronous(APPOConfig()), multi_agent],
-    ids=["old-stack PPO", "DQN", "IMPALA", "APPO", "multi-agent PPO"],
+    [old_stack, dqn, lambda: asynchronous(IMPALAConfig()), multi_agent],
+    ids=["old-stack PPO", "DQN", "IMPALA", "multi-agent PPO"],
 )
 def test_algorithms(rllib_session: str, node_names: Any, make: Any) -> None:
     algo = make().build_algo()
@@ -136,9 +136,27 @@ def test_own_custom_resources_and_units_stay(rllib_session: str) -> None:
     algo.stop()
 
 
-@pytest.mark.parametrize("env", ["id", "class", "register_env", "trainer's id", "module:id"])
-def test_environments_only_the_simulators_know(rllib_session: str, node_names: Any, env: str) -> None:
-    """...or only the trainer, in a module that no simulator can import."""
+@in_cluster_only
+def test_appo(rllib_session: str, node_names: Any) -> None:
+    algo = asynchronous(APPOConfig()).build_algo()
+    assert node_names(where(algo)) == ["alpha", "beta"]
+    assert algo.train()["training_iteration"] == 1
+    algo.stop()
+
+
+@pytest.mark.parametrize("env", ["id", "register_env", "trainer's id"])
+def test_environments(rllib_session: str, node_names: Any, env: str) -> None:
+    check_environment(rllib_session, node_names, env)
+
+
+@in_cluster_only
+@pytest.mark.parametrize("env", ["class", "module:id"])
+def test_environments_in_cluster(rllib_session: str, node_names: Any, env: str) -> None:
+    check_environment(rllib_session, node_names, env)
+
+
+def check_environment(rllib_session: str, node_names: Any, env: str) -> None:
+    """One that only the simulators know, or only the trainer, in a module that no simulator can import."""
     from ray import tune
 
     if env == "id":

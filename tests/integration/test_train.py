@@ -89,7 +89,7 @@ def test_gym(cluster, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["client", "driver"])
+@pytest.mark.parametrize("kind", ["client"])
 def test_rllib_where_only_simulators_have_the_environment(rllib_cluster, kind: str, tmp_path: Path) -> None:
     done = train(
         "rllib", "--env-id", "OnlyHere-v0", "--address", rllib_cluster.address(kind), "--num-workers", "2",
