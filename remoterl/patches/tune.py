@@ -12,10 +12,15 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import ray.tune.experiment
-import ray.tune.registry
+import ray
 from ray import cloudpickle as pickle
+from ray.tune import TuneError, with_resources
+
+# By name: right after its import, `ray.tune` is no attribute of `ray` yet.
+from ray.tune import registry as tune_registry
 from ray.tune.execution.placement_groups import PlacementGroupFactory
+from ray.tune.experiment import Experiment
+from ray.tune.experiment import experiment as experiments_module
 
 from remoterl._logging import logger
 from remoterl.actors.directory import RESOURCE
@@ -87,7 +92,7 @@ def _run_experiments(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def run_experiments(experiments: Any, *args: Any, **kwargs: Any) -> Any:
         if not is_local() and ray.util.client.ray.is_connected():
-            listed = ray.tune.experiment.experiment._convert_to_experiment_list(experiments)
+            listed = experiments_module._convert_to_experiment_list(experiments)
             if any(_algorithm_class(experiment.run_identifier) for experiment in listed):
                 raise UnsupportedError(
                     "tune.run_experiments() can't place RLlib's env runners through Ray Client. Take Tuner() or "
@@ -99,7 +104,7 @@ def _run_experiments(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _prepare(run_or_experiment: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    if not isinstance(run_or_experiment, ray.tune.experiment.Experiment):
+    if not isinstance(run_or_experiment, Experiment):
         trials = _Trials(run_or_experiment, kwargs.get("config"))
         trials.make_room()
         return trials.trainable, ({**kwargs, "config": trials.space} if trials.algorithm else kwargs)
@@ -153,8 +158,8 @@ def _algorithm_class(trainable: Any) -> Any:
     """RLlib's `Algorithm` class behind a trainable or its name; None for anything else."""
     if isinstance(trainable, str):
         try:
-            trainable = ray.tune.registry.get_trainable_cls(trainable)
-        except ray.tune.TuneError:  # Tune will say it
+            trainable = tune_registry.get_trainable_cls(trainable)
+        except TuneError:  # Tune will say it
             return None
     if not isinstance(trainable, type):
         return None
@@ -176,7 +181,7 @@ def _with_env_runner_units(algorithm: Any) -> Any:
         num_env_runners = sum(RESOURCE in bundle for bundle in by_rllib(config).bundles)
         return PlacementGroupFactory(with_units(bundles, num_env_runners), strategy="SPREAD")
 
-    return ray.tune.with_resources(algorithm, resources)
+    return with_resources(algorithm, resources)
 
 
 # ---- what is registered -----------------------------------------------------------------------------------------
@@ -197,16 +202,16 @@ def after_install() -> None:
     Ray's registry keeps the first cluster's job in mind, and Ray Client never sends what was registered before
     it connected.
     """
-    registry = ray.tune.registry._global_registry
+    registry = tune_registry._global_registry
     earlier = {entry: pickle.loads(data) for entry, data in registry._to_flush.items()}
-    for category, key in [entry for entry in registry._registered if entry[0] == ray.tune.registry.ENV_CREATOR]:
+    for category, key in [entry for entry in registry._registered if entry[0] == tune_registry.ENV_CREATOR]:
         if registry.contains(category, key):
             earlier[category, key] = registry.get(category, key)
     registry._prefix = None  # that of another connection of this process, maybe
     for (category, key), value in earlier.items():
         registry.register(category, key, value)
     for hook in ray._private.worker._post_init_hooks:  # those of `tune.with_parameters`
-        if isinstance(getattr(hook, "__self__", None), ray.tune.registry._ParameterRegistry):
+        if isinstance(getattr(hook, "__self__", None), tune_registry._ParameterRegistry):
             hook()
 
 

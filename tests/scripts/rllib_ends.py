@@ -6,12 +6,13 @@ import sys
 import time
 
 import ray
-from ray.rllib.algorithms.ppo import PPOConfig
 
 import remoterl
 
 if __name__ == "__main__":
     assert remoterl.init(num_env_runners=1)
+    from ray.rllib.algorithms.ppo import PPOConfig  # imported later than init(), which makes no difference
+
     ray.init()  # a script's own bare call finds the session's connection
     config = PPOConfig().environment("CartPole-v1").env_runners(num_env_runners=2)
     algo = config.training(train_batch_size_per_learner=64, minibatch_size=32, num_epochs=1).build_algo()
