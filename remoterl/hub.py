@@ -175,12 +175,7 @@ def refuse_what_cannot_start(ports: Ports) -> None:
     hub = running()
     if hub is not None:
         raise ConfigurationError(f"A hub of yours runs on this machine, at {hub.address}. End it: remoterl hub stop.")
-    options = {"--port": ports.gcs, "--client-port": ports.client, "--dashboard-port": ports.dashboard}
-    for option, port in options.items():
-        if port is not None and not _is_free(port):
-            raise ConfigurationError(
-                f"Port {port} is taken on this machine. End what uses it, or give another {option}."
-            )
+    ports.refuse_taken()
 
 
 def _wait_for(node: Node, stop: threading.Event) -> str | None:
@@ -219,13 +214,3 @@ def _recorded_pid() -> int | None:
         return int(json.loads(_state_path().read_text())["pid"])
     except (OSError, ValueError, KeyError):
         return None
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as candidate:
-        candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            candidate.bind(("", port))
-        except OSError:
-            return False
-    return True

@@ -18,6 +18,7 @@ from pathlib import Path
 from remoterl.actors.directory import NAME_LABEL, RESOURCE
 from remoterl.cluster.auth import key_environment
 from remoterl.config import DEFAULT_CLIENT_PORT, DEFAULT_DASHBOARD_PORT, DEFAULT_GCS_PORT, Address
+from remoterl.errors import ConfigurationError
 
 STOP_TIMEOUT_S = 15.0
 # Simulators move small messages; Ray's default of 30 % of the machine is for data that they don't have.
@@ -57,8 +58,31 @@ class Ports:
         if self.rest is None:
             return ["--min-worker-port", "0", "--max-worker-port", "0", "--dashboard-agent-listen-port", "0"]
         first, last = self.rest
-        options = [word for port, name in enumerate(SERVICES, first) for word in (f"--{name}", str(port))]
+        options = [word for name, port in self._services().items() for word in (f"--{name}", str(port))]
         return [*options, "--min-worker-port", str(first + len(SERVICES)), "--max-worker-port", str(last)]
+
+    def refuse_taken(self) -> None:
+        """Say at once what Ray would say half a minute later, in its log, or not at all.
+
+        Raises:
+            ConfigurationError: another process listens on one of these ports.
+        """
+        own = {"port": self.gcs, "client-port": self.client, "dashboard-port": self.dashboard}
+        for option, port in own.items():
+            if port is not None and not _is_free(port):
+                raise ConfigurationError(
+                    f"Port {port} is taken on this machine. End what uses it, or give another --{option}."
+                )
+        for service, port in self._services().items():
+            if not _is_free(port):
+                raise ConfigurationError(
+                    f"Port {port} is taken on this machine; of --ports, it is for Ray's {service}. End what uses it, "
+                    "or give another range, best below those that the system hands out "
+                    "(Linux: /proc/sys/net/ipv4/ip_local_port_range)."
+                )
+
+    def _services(self) -> dict[str, int]:
+        return {} if self.rest is None else dict(zip(SERVICES, range(self.rest[0], self.rest[1]), strict=False))
 
 
 class NodeFailedError(Exception):
@@ -121,7 +145,11 @@ class Node:
         """Spawn `ray start`; returns at once.
 
         Call it from a thread that lives as long as the node is to live: the node ends with that thread.
+
+        Raises:
+            ConfigurationError: a port that it was given is taken.
         """
+        self._ports.refuse_taken()
         arguments = [
             "--node-name", self.name,
             *self._ports.options(),
@@ -236,12 +264,18 @@ def _short_temporary_folder() -> str | None:
 
 
 def _free_port(preferred: int) -> int:
-    for port in (preferred, 0):
-        with socket.socket() as candidate:
-            candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                candidate.bind(("", port))
-            except OSError:
-                continue
-            return candidate.getsockname()[1]
-    raise OSError("no free TCP port")
+    if _is_free(preferred):
+        return preferred
+    with socket.socket() as candidate:
+        candidate.bind(("", 0))
+        return candidate.getsockname()[1]
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as candidate:
+        candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            candidate.bind(("", port))
+        except OSError:
+            return False
+    return True

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import subprocess
 import sys
 import tempfile
@@ -37,7 +39,7 @@ def test_a_hub_a_simulator_and_a_trainer(tmp_path: Path) -> None:
     folder = tempfile.mkdtemp(prefix="rrl-", dir="/tmp")
     port, client_port, dashboard_port = free_ports(3)
     settings = {"REMOTERL_HOME": str(tmp_path), "RAY_TMPDIR": folder}
-    first = 41000
+    first = _free_range(200)
     options = [
         f"--port={port}", f"--client-port={client_port}", f"--dashboard-port={dashboard_port}",
         f"--ports={first}-{first + 99}",
@@ -85,6 +87,16 @@ def test_a_hub_a_simulator_and_a_trainer(tmp_path: Path) -> None:
     _, alive = psutil.wait_procs(tree, timeout=15)
     assert alive == []
     assert "No hub of yours" in remoterl_command("hub", "stop", **settings).stdout
+
+
+def _free_range(count: int) -> int:
+    """The first of so many ports that nobody uses, none of them of those that the system hands out."""
+    for first in range(24_000, 32_000, count):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as sockets:
+            for port in range(first, first + count):
+                sockets.enter_context(socket.socket()).bind(("", port))
+            return first
+    raise OSError(f"no {count} free ports in a row")
 
 
 def _pid(home: Path) -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,17 @@ def test_ports_of_a_firewall() -> None:
     given = dict(zip(options[::2], map(int, options[1::2]), strict=True))
     assert sorted(given.values()) == [*range(20000, 20000 + len(SERVICES) + 1), 20099]
     assert given["--max-worker-port"] == 20099
+
+
+def test_a_port_of_a_range_that_is_taken() -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=f"Port {taken} .* of --ports, it is for Ray's node-manager-port"):
+            Ports(rest=(taken, taken + 40)).refuse_taken()
+        with pytest.raises(ConfigurationError, match="another --client-port"):
+            Ports(client=taken).refuse_taken()
 
 
 def test_a_hub_is_known_by_more_than_its_pid() -> None:
