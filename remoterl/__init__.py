@@ -19,10 +19,12 @@ if TYPE_CHECKING:
         CapacityError,
         ConfigurationError,
         EnvRunnerLostError,
+        HubLostError,
         NotShippableError,
         RemoteEnvError,
         RemoteRLError,
         SpaceMismatchError,
+        StepTimeoutError,
         UnknownEnvironmentError,
         UnsupportedError,
         VersionMismatchError,
@@ -35,11 +37,13 @@ __all__ = [
     "CapacityError",
     "ConfigurationError",
     "EnvRunnerLostError",
+    "HubLostError",
     "NotShippableError",
     "RemoteEnvError",
     "RemoteRLError",
     "Reservation",
     "SpaceMismatchError",
+    "StepTimeoutError",
     "UnknownEnvironmentError",
     "UnsupportedError",
     "VersionMismatchError",
@@ -68,6 +72,9 @@ def init(
     timeout_s: float = 30.0,
     runtime_env: dict[str, Any] | None = None,
     reservation: Reservation | str | None = None,
+    max_restarts: int = 1000,
+    restart_timeout_s: float = 60.0,
+    step_timeout_s: float | None = 600.0,
 ) -> bool:
     """Connect this process, as a trainer or as a simulator.
 
@@ -94,6 +101,10 @@ def init(
         runtime_env: trainer: handed to Ray as it is.
         reservation: trainer: what `reserve()` returned, or its id; its env runners are taken, whatever
             `num_workers` and `num_env_runners` say.
+        max_restarts: trainer: how many lost env runners the session replaces before a loss raises
+            `EnvRunnerLostError`; -1: any number.
+        restart_timeout_s: trainer: seconds to find a place for a lost env runner's rows.
+        step_timeout_s: trainer: seconds that a step or a reset may take before it raises `StepTimeoutError`; None: any.
 
     Returns:
         True: connected (simulator: it served, and left in order). False: the hub or the simulators could not be
@@ -121,6 +132,9 @@ def init(
         timeout_s=timeout_s,
         runtime_env=runtime_env,
         reservation=reservation,
+        max_restarts=max_restarts,
+        restart_timeout_s=restart_timeout_s,
+        step_timeout_s=step_timeout_s,
     )
 
 
@@ -156,8 +170,8 @@ def describe(
     Returns:
         Plain dicts, lists, strings and numbers. `simulators`: name, node_id, host, labels, versions, units and
         free_units of `env_runner`, environments (ids), steps, and env_runners (pid, rows, steps, channel, trainer).
-        `trainers`: session_id, name, host, pid, env_runners, rows, steps, channels. `simulators_without_actor`: names
-        of nodes that do not answer.
+        `trainers`: session_id, name, host, pid, restarts (of lost env runners), env_runners, rows, steps, channels.
+        `simulators_without_actor`: names of nodes that do not answer.
 
     Raises:
         ConfigurationError, AuthenticationError, VersionMismatchError: as `init`.

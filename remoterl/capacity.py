@@ -343,6 +343,7 @@ def summarize(
                 },
             )
             trainer["env_runners"] += 1
+            trainer["restarts"] = max(trainer["restarts"], runner.trainer.restarts)
             trainer["rows"] += runner.rows
             trainer["steps"] += runner.steps
             trainer["channels"] = sorted({*trainer["channels"], runner.channel})

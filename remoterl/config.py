@@ -60,6 +60,9 @@ class TrainerConfig:
     runtime_env: Mapping[str, Any] | None = None
     labels: Mapping[str, str] = field(default_factory=dict)  # a selector
     reservation: str | None = None  # its id
+    max_restarts: int = 1000  # -1: any number
+    restart_timeout_s: float = 60.0
+    step_timeout_s: float | None = 600.0
     api_key: str | None = field(default=None, repr=False)
 
     @property
@@ -96,6 +99,9 @@ def make_config(
     timeout_s: float,
     runtime_env: Mapping[str, Any] | None,
     reservation: Any = None,
+    max_restarts: int = 1000,
+    restart_timeout_s: float = 60.0,
+    step_timeout_s: float | None = 600.0,
 ) -> TrainerConfig | SimulatorConfig:
     """Validate the arguments of `init()`.
 
@@ -139,6 +145,9 @@ def make_config(
         runtime_env=runtime_env,
         labels=check_selector(labels),
         reservation=_reservation_id(reservation),
+        max_restarts=-1 if max_restarts == -1 else positive_int("max_restarts", max_restarts, least=0),
+        restart_timeout_s=positive_number("restart_timeout_s", restart_timeout_s),
+        step_timeout_s=None if step_timeout_s is None else positive_number("step_timeout_s", step_timeout_s),
         api_key=key,
     )
 
@@ -239,10 +248,10 @@ def check_api_key(key: str, source: str) -> str:
     return key
 
 
-def positive_int(name: str, value: Any) -> int:
-    """The value as an int of 1 or more, else a ConfigurationError that names it."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < 1:
-        raise ConfigurationError(f"{name} must be an integer of 1 or more, got {value!r}.")
+def positive_int(name: str, value: Any, least: int = 1) -> int:
+    """The value as an int of `least` or more, else a ConfigurationError that names it."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < least:
+        raise ConfigurationError(f"{name} must be an integer of {least} or more, got {value!r}.")
     return int(value.__index__())
 
 

@@ -10,7 +10,9 @@ RemoteRLError (a RuntimeError)
 ├── UnsupportedError          (also a NotImplementedError)  something remoterl cannot do remotely
 ├── NotShippableError                                       a factory cannot travel to a simulator
 ├── RemoteEnvError                                          an environment raised what cannot be pickled
-├── EnvRunnerLostError                                      an env runner, or its simulator, died
+├── EnvRunnerLostError                                      an env runner died, and nothing could take its place
+├── StepTimeoutError          (also a TimeoutError)         a step or reset outlasted step_timeout_s
+├── HubLostError              (also a ConnectionError)      the cluster's hub is gone; the session is closed
 └── CapacityError                                           the cluster has not got what an algorithm asks for
 
 Every message says what was expected, what arrived, and what to change. All of them survive pickling.
@@ -26,11 +28,13 @@ __all__ = [
     "CapacityError",
     "ConfigurationError",
     "EnvRunnerLostError",
+    "HubLostError",
     "NotShippableError",
     "RemoteEnvError",
     "RemoteRLError",
     "RemoteTraceback",
     "SpaceMismatchError",
+    "StepTimeoutError",
     "UnknownEnvironmentError",
     "UnsupportedError",
     "VersionMismatchError",
@@ -78,7 +82,15 @@ class RemoteEnvError(RemoteRLError):
 
 
 class EnvRunnerLostError(RemoteRLError):
-    """An env runner (or the simulator it ran on) died with rows of this vector env on it."""
+    """An env runner (or the simulator it ran on) died with rows of this vector env on it, and they could not go on."""
+
+
+class StepTimeoutError(RemoteRLError, TimeoutError):
+    """A step or reset outlasted `init(step_timeout_s=...)`. The stuck env runner is ended; `reset()` goes on."""
+
+
+class HubLostError(RemoteRLError, ConnectionError):
+    """The cluster's hub is gone, and with it the session: environments are closed, new ones are local."""
 
 
 class CapacityError(RemoteRLError):

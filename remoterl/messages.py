@@ -62,6 +62,18 @@ class ResetRows(NamedTuple):
     mask: tuple[bool, ...] | None  # None: every row
 
 
+class ReviveRows(NamedTuple):
+    """Go on where lost rows were: their episodes are over. Answered by `RowsReset` with nothing in it.
+
+    `seeds`: one a row of this env runner, for the first reset of it that brings none. `observations`: the batch that
+    the trainer has last seen, or None.
+    """
+
+    vector_id: int
+    seeds: tuple[int | None, ...]
+    observations: Any
+
+
 class StepRows(NamedTuple):
     """Step rows. Answered by `RowsStepped`. `actions`: one a row of this env runner, array or list, packed."""
 
@@ -140,19 +152,35 @@ class RowsReset(NamedTuple):
     infos: list[tuple[int, dict[str, Any]]]
 
 
+class InfoTable(NamedTuple):
+    """Infos that every row has with the same keys and a float under each, as MuJoCo's environments: one array."""
+
+    keys: tuple[str, ...]
+    types: tuple[type, ...]  # of the values under each key: float or np.float64
+    values: np.ndarray  # float64, (local rows, keys)
+
+    def rows(self) -> list[tuple[int, dict[str, Any], Any]]:
+        """As `RowsStepped.infos` has them otherwise."""
+        return [
+            (row, {key: kind(value) for key, kind, value in zip(self.keys, self.types, values, strict=True)}, None)
+            for row, values in enumerate(self.values)
+        ]
+
+
 class RowsStepped(NamedTuple):
     """One step of all rows of one env runner, every array with the local row on axis 0.
 
-    `infos`: (local row, info, final) where there is something to say. `final` is None, or after an episode's
-    end in SAME_STEP mode (final observation, final info). SB3 rows: `terminations` holds the dones,
-    `truncations` is None, and `reset_infos` has (local row, info) for each row that was reset.
+    `infos`: (local row, info, final) where there is something to say; of Gymnasium's rows, an `InfoTable` where it
+    can be one. `final` is None, or after an episode's end in SAME_STEP mode (final observation, final info). SB3 rows:
+    `terminations` holds the dones, `truncations` is None, and `reset_infos` has (local row, info) for each row that was
+    reset.
     """
 
     observations: Any
     rewards: np.ndarray
     terminations: np.ndarray
     truncations: np.ndarray | None
-    infos: list[tuple[int, dict[str, Any], Any]]
+    infos: Any
     reset_infos: list[tuple[int, dict[str, Any]]]
 
 
@@ -204,12 +232,13 @@ class RowsFailed(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainerInfo:
-    """Who opened a session."""
+    """Who opened a session. `restarts`: env runners that it had lost and replaced when it said this."""
 
     session_id: str
     name: str
     host: str
     pid: int
+    restarts: int = 0
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Finds the simulators, places env runners over them, installs the patches, and op
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import difflib
 import functools
 import importlib
@@ -20,7 +21,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import Any, cast
+from typing import Any
 
 import gymnasium.error
 from gymnasium.envs.registration import EnvSpec
@@ -32,20 +33,17 @@ from remoterl import messages as m
 from remoterl._logging import logger
 from remoterl.actors import directory
 from remoterl.actors import registry as registrations
-from remoterl.actors.env_runner import EnvRunner
-from remoterl.channels.opening import open_channels
 from remoterl.cluster.connection import Connection, connect
 from remoterl.config import TrainerConfig
-from remoterl.errors import CapacityError, EnvRunnerLostError, UnknownEnvironmentError
+from remoterl.errors import CapacityError, EnvRunnerLostError, HubLostError, UnknownEnvironmentError
+from remoterl.fleet import Fleet, knows
 from remoterl.patches import backend as patches_backend
 from remoterl.patches import ray as ray_patches
 from remoterl.patches.base import AfterImport, UndoLog
-from remoterl.placement import plan, split_rows
+from remoterl.placement import split_rows
 from remoterl.shipping import ship
 from remoterl.vector.core import Assignment, RowsRaised, RunnerLink, VectorCore, forget
 
-RETRY_PERIOD_S = 0.5
-ENV_RUNNER_START_S = 10.0  # a process and its imports, on a busy machine
 CLOSE_TIMEOUT_S = 5.0
 KILL_S = 2.0  # until Ray counts a killed env runner's unit as free
 # Module of a library -> our patches of it. Each is the one where everything that is patched is complete, whatever part
@@ -64,15 +62,8 @@ class Session:
 
     def __init__(self, connection: Connection, config: TrainerConfig) -> None:
         self.connection = connection
-        self.channels = ""  # which the env runners have, in words
         self._config = config
-        self._labels = config.labels
-        self._reservation = config.reservation
-        self._grant: capacity.Grant | None = None
         self._at_most: int | None = None  # env runners placed at once, while RLlib builds an algorithm
-        self.runners: list[RunnerLink] = []
-        self._actors: list[Any] = []
-        self._last_failure = ""  # of an env runner that did not come up
         self._spec_shipper = registrations.SpecShipper()
         self._undo = UndoLog()
         self._waiting_for_imports: list[AfterImport] = []
@@ -87,6 +78,15 @@ class Session:
             host=socket.gethostname(),
             pid=os.getpid(),
         )
+        self.fleet = Fleet(config, self._describe, self._garbage)
+
+    def _describe(self) -> m.TrainerInfo:
+        return dataclasses.replace(self.info, restarts=self.fleet.restarts)
+
+    @property
+    def runners(self) -> list[RunnerLink]:
+        """Its env runners."""
+        return self.fleet.runners
 
     @property
     def closed(self) -> bool:
@@ -97,153 +97,12 @@ class Session:
 
     def start(self, deadline: float) -> bool:
         """Place env runners and install the patches; False where there is no simulator with a free unit."""
-        if not self._place(deadline):
+        if not self.fleet.place(deadline):
             return False
         threading.Thread(target=self._collect_garbage, name="remoterl-garbage", daemon=True).start()
         atexit.register(self.close)
         self._install_patches()
         return True
-
-    def _place(self, deadline: float) -> bool:
-        if self._reservation is not None:
-            reservation, self._reservation = self._reservation, None
-            return self._create_granted(capacity.take(reservation), deadline)
-        waited = False
-        wanted = self._config.total_env_runners if self._at_most is None else self._at_most
-        while True:
-            simulators = directory.find_simulators(deadline, labels=self._labels)
-            free = capacity.free_units(simulators, deadline)
-            if not waited and sum(free.values()) < wanted and capacity.is_autoscaling():
-                grant = capacity.wait_for_autoscaler(wanted, self._labels, deadline)
-                if grant is not None:
-                    return self._create_granted(grant, deadline)
-            counts = plan(free, wanted)
-            if counts:
-                self._create([(one, None) for one in simulators for _ in range(counts.get(one.node_id, 0))], deadline)
-            if self.runners or time.monotonic() + RETRY_PERIOD_S >= deadline:
-                break
-            if not waited:
-                waited = True
-                logger.info("Waiting for a simulator with a free env runner ...")
-            time.sleep(RETRY_PERIOD_S)
-        if not self.runners:
-            self._say_why_there_is_none(simulators)
-            return False
-        if len(self.runners) < wanted:
-            logger.warning(
-                "%d env runners were asked for, only %d are free: going on with %d.",
-                wanted,
-                len(self.runners),
-                len(self.runners),
-            )
-        return True
-
-    def _create_granted(self, grant: capacity.Grant, deadline: float) -> bool:
-        """Env runners on units that are this trainer's already; nodes that the autoscaler just started among them."""
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        self._grant = grant
-        by_node: dict[str, directory.SimulatorHandle] = {}
-        up_by = max(deadline, time.monotonic() + ENV_RUNNER_START_S)
-        while not by_node.keys() >= set(grant.nodes) and time.monotonic() < up_by:
-            by_node = {simulator.node_id: simulator for simulator in directory.find_simulators(up_by)}
-            time.sleep(0 if by_node.keys() >= set(grant.nodes) else RETRY_PERIOD_S)
-        places = [
-            (by_node[node], PlacementGroupSchedulingStrategy(grant.group, placement_group_bundle_index=bundle))
-            for bundle, node in enumerate(grant.nodes)
-            if node in by_node
-        ]
-        self._create(places, deadline)
-        if not self.runners:
-            self._say_why_there_is_none(list(by_node.values()))
-        elif len(self.runners) < len(grant.nodes):
-            logger.warning("%d env runners were granted, only %d came up.", len(grant.nodes), len(self.runners))
-        return bool(self.runners)
-
-    def _give_back(self) -> None:
-        import ray
-
-        grant, self._grant = self._grant, None
-        if grant is None or not ray.is_initialized():  # Ray would start a cluster of its own on this machine
-            return
-        try:
-            grant.give_back()
-        except Exception as error:
-            logger.debug("units were given back already: %s", error)
-
-    def _say_why_there_is_none(self, simulators: Sequence[directory.SimulatorHandle]) -> None:
-        if self._last_failure:
-            logger.error("No env runner could be started; the last one failed with: %s", self._last_failure)
-        elif simulators:
-            logger.error(
-                "All env runners of the %d simulators are taken; start another simulator, or end another trainer.",
-                len(simulators),
-            )
-        elif self._labels and (others := directory.simulator_nodes()):
-            logger.error(
-                "None of the cluster's %d simulators matches labels=%s. Ask for others, or start one that has them: "
-                "remoterl simulate --label KEY=VALUE",
-                len(others),
-                dict(self._labels),
-            )
-        else:
-            logger.error(
-                "The cluster has no simulator (0 of %d nodes). Start one on any machine with: "
-                "REMOTERL_ADDRESS=<the hub's address> remoterl simulate",
-                _num_nodes(),
-            )
-
-    def _create(self, places: Sequence[tuple[directory.SimulatorHandle, Any]], deadline: float) -> None:
-        """An env runner on each of these simulators, by Ray's scheduling strategy (None: any free unit of the node)."""
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        created: list[tuple[directory.SimulatorHandle, Any, Any]] = []
-        for simulator, strategy in places:
-            actor: Any = (
-                cast(Any, ray.remote(EnvRunner))
-                .options(
-                    num_cpus=0,
-                    resources={directory.RESOURCE: 1},
-                    scheduling_strategy=strategy or NodeAffinitySchedulingStrategy(simulator.node_id, soft=False),
-                )
-                .remote(self.info, simulator.actor)
-            )
-            self._actors.append(actor)
-            created.append((simulator, actor, actor.ready.remote()))
-        up: list[tuple[directory.SimulatorHandle, Any, m.EnvRunnerInfo]] = []
-        up_by = max(deadline, time.monotonic() + ENV_RUNNER_START_S)
-        for simulator, actor, ready in created:
-            try:
-                info = ray.get(ready, timeout=max(0.1, up_by - time.monotonic()))
-            except ray.exceptions.RayError as error:
-                # Another trainer was faster, the simulator is leaving, or its worker can't start.
-                logger.debug("an env runner on %s did not come up: %s", simulator.name, error)
-                if not isinstance(error, ray.exceptions.GetTimeoutError):
-                    self._last_failure = f"{str(error).strip().splitlines()[-1]} (on simulator {simulator.name})"
-                self._kill(actor)
-                continue
-            up.append((simulator, actor, info))
-        channels, self.channels = open_channels(
-            [actor for _, actor, _ in up],
-            [
-                f"env runner on simulator {simulator.name} (node {simulator.node_id[:8]}, pid {info.pid})"
-                for simulator, _, info in up
-            ],
-            self._config.channel,
-        )
-        self.runners += [
-            RunnerLink(
-                channel=channel,
-                actor=actor,
-                simulator=simulator.name,
-                node_id=simulator.node_id,
-                pid=info.pid,
-                environments=simulator.info.environments,
-                garbage=self._garbage,
-            )
-            for (simulator, actor, info), channel in zip(up, channels, strict=True)
-        ]
 
     def _install_patches(self) -> None:
         from remoterl.patches import gymnasium as gymnasium_patches
@@ -278,7 +137,7 @@ class Session:
         lacking: set[str] = set()
         while True:
             runners = [runner for runner in self._runners_for(env_id) if runner.simulator not in lacking]
-            living = len(self._living())
+            living = len(self.fleet.living())
             try:
                 core = self._open_on(runners, factories, semantics, autoreset_mode, env_id)
             except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
@@ -293,7 +152,7 @@ class Session:
                     raise self._unknown(_named_id(error)) from error
                 raise
             except EnvRunnerLostError:
-                if 0 < len(self._living()) < living:  # one that died since it was last used; the others live
+                if len(self.fleet.living()) < living:  # one that died since it was last used: not again
                     continue
                 raise
             self._cores.add(core)
@@ -316,7 +175,7 @@ class Session:
             Assignment(runner, rows, data, self._spec_shipper.ship(specs))
             for runner, rows, data, specs in zip(chosen, row_ranges, shipped, news, strict=True)
         ]
-        core = VectorCore.open(assignments, semantics, autoreset_mode, env_id or "")
+        core = VectorCore.open(assignments, semantics, autoreset_mode, env_id or "", self)
         for runner, specs in zip(chosen, news, strict=True):
             runner.mirrored.update((spec.id, spec) for spec in specs)
         return core
@@ -329,7 +188,10 @@ class Session:
                 continue
             asked.add(runner.simulator)
             specs = self._spec_shipper.ship(self._news_for(runner))
-            reply = runner.channel.receive(runner.channel.send(m.FindSpec(env_id, specs)))
+            try:
+                reply = runner.channel.receive(runner.channel.send(m.FindSpec(env_id, specs)))
+            except EnvRunnerLostError:
+                return self.find_spec(env_id)  # of those that live
             if isinstance(reply, m.RowsFailed):
                 raise RowsRaised([(runner, error) for error in reply.errors]).to_raise(env_id)
             if reply.spec is not None:
@@ -339,7 +201,7 @@ class Session:
     def simulators_know(self, env_id: str) -> bool:
         """See `patches.backend.Backend.simulators_know`."""
         simulators = directory.find_simulators(time.monotonic() + self._config.timeout_s)
-        lacking = [each.name for each in simulators if not _knows(each.info.environments, env_id)]
+        lacking = [each.name for each in simulators if not knows(each.info.environments, env_id)]
         if lacking and env_id not in trainers_registry:
             raise self._unknown(env_id, simulators)
         return not lacking
@@ -349,18 +211,14 @@ class Session:
         """See `patches.backend.Backend.room_for`."""
         with self._lock:
             if needs:
-                idle = [runner for runner in self.runners if runner.rows == 0]
-                for runner in idle:
-                    self.runners.remove(runner)
-                    runner.channel.close()
-                    self._kill(runner.actor)
-                if not self.runners:
-                    self._give_back()
-                if self._labels:
-                    logger.warning("RLlib places its own env runners: labels=%s does not bind them.", self._labels)
-                units = needs.get(directory.RESOURCE, 0) + (rows_here and not self._living())
+                freed = self.fleet.let_go_idle()
+                if self._config.labels:
+                    logger.warning(
+                        "RLlib places its own env runners: labels=%s does not bind them.", self._config.labels
+                    )
+                units = needs.get(directory.RESOURCE, 0) + (rows_here and not self.fleet.living())
                 needs = {**needs, directory.RESOURCE: units}
-                capacity.require(needs, what, self._config.timeout_s, quiet_s=KILL_S if idle else 0.0)
+                capacity.require(needs, what, self._config.timeout_s, quiet_s=KILL_S if freed else 0.0)
             before, self._at_most = self._at_most, 1
         try:
             yield
@@ -373,27 +231,60 @@ class Session:
 
     def _runners_for(self, env_id: str | None) -> list[RunnerLink]:
         """The env runners whose simulator can make this id; all of them where the trainer can mirror it."""
-        if not self.runners and not self._place(
-            time.monotonic() + self._config.timeout_s
-        ):  # they made room for RLlib's
+        fleet = self.fleet
+        if not fleet.runners and not fleet.place(time.monotonic() + self._config.timeout_s, self._at_most):
             raise CapacityError(
                 "No simulator has an env runner left for this environment, since RLlib's hold them all. Stop an "
                 "algorithm, or start another simulator."
             )
-        living = self._living()
-        if not living:
-            raise EnvRunnerLostError(
-                "All env runners of this session are gone. Look at the simulators' output for the reason; call "
-                "remoterl.shutdown() and remoterl.init() to go on with those that live."
-            )
+        for runner in fleet.runners[:]:
+            if runner.channel.lost:
+                try:
+                    self.replace(runner, EnvRunnerLostError(f"The env runner on {runner.place} is lost."), "")
+                except EnvRunnerLostError:
+                    if not fleet.living():
+                        raise
+        living = fleet.living()
         if env_id is None or ":" in env_id or env_id in trainers_registry:
             return living
-        capable = [runner for runner in living if _knows(runner.environments, env_id)]
+        capable = [runner for runner in living if knows(runner.environments, env_id)]
         if not capable:
-            if _knows(frozenset(trainers_registry), env_id):
+            if knows(frozenset(trainers_registry), env_id):
                 return living
             raise self._unknown(env_id)
         return capable
+
+    # ---- what a vector env needs to go on without an env runner ------------------------------------------------
+
+    def replace(self, lost: RunnerLink, error: Exception, env_id: str) -> RunnerLink:
+        """See `vector.recovery.Rescuer.replace`."""
+        import ray
+
+        anywhere = not env_id or ":" in env_id or knows(trainers_registry, env_id)
+        try:
+            return self.fleet.replace(lost, error, lambda runner: anywhere or knows(runner.environments, env_id))
+        except (ConnectionError, ray.exceptions.RaySystemError) as gone:  # the latter where Ray has noticed it before
+            for core in list(self._cores):
+                core.abandon()
+            raise HubLostError(
+                f"The connection to the hub at {self.connection.description} is lost ({gone}), and the environments "
+                "are closed. Save what has to be saved, call remoterl.shutdown(), and init() when the hub is back."
+            ) from gone
+
+    def give_up(self, runner: RunnerLink) -> None:
+        """See `vector.recovery.Rescuer.give_up`."""
+        self.fleet.give_up(runner)
+
+    def specs_for(self, runner: RunnerLink) -> bytes:
+        """See `vector.recovery.Rescuer.specs_for`."""
+        return self._spec_shipper.ship(
+            [spec for env_id, spec in trainers_registry.items() if env_id not in runner.environments]
+        )
+
+    @property
+    def step_timeout_s(self) -> float | None:
+        """See `vector.recovery.Rescuer.step_timeout_s`."""
+        return self._config.step_timeout_s
 
     def _unknown(
         self, env_id: str, simulators: Sequence[directory.SimulatorHandle] | None = None
@@ -404,7 +295,7 @@ class Session:
             environments = {simulator.name: simulator.info.environments for simulator in simulators}
         known = sorted(frozenset(trainers_registry).union(*environments.values()))
         close = [name for name in difflib.get_close_matches(env_id, known, n=5, cutoff=0.4) if name != env_id]
-        lacking = ", ".join(sorted(name for name, ids in environments.items() if not _knows(ids, env_id)))
+        lacking = ", ".join(sorted(name for name, ids in environments.items() if not knows(ids, env_id)))
         everyone = "" if simulators is None else " (RLlib's env runners may sit on any of them)"
         return UnknownEnvironmentError(
             f"No environment {env_id!r}: the simulators {lacking} lack it{everyone}, and the trainer has not "
@@ -421,9 +312,6 @@ class Session:
             if env_id not in runner.environments and runner.mirrored.get(env_id) is not spec
         ]
 
-    def _living(self) -> list[RunnerLink]:
-        return [runner for runner in self.runners if not runner.channel.lost]
-
     # ---- closing ---------------------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -438,12 +326,8 @@ class Session:
             self._undo_at_end()
         finally:  # also where Ctrl-C interrupts an environment's close
             self._garbage.put(None)
-            for runner in self.runners:
-                runner.channel.close()
             try:
-                for actor in self._actors:
-                    self._kill(actor)
-                self._give_back()
+                self.fleet.end()
             finally:
                 self.connection.close()
 
@@ -453,8 +337,7 @@ class Session:
         self._unpatch()
         for core in list(self._cores):
             core.abandon()
-        for runner in self.runners:
-            runner.channel.abandon()
+        self.fleet.abandon()
 
     def _unpatch(self) -> None:
         atexit.unregister(self.close)
@@ -485,19 +368,9 @@ class Session:
             except Exception as error:
                 logger.warning("While the session was closed: %s", error)
 
-    def _kill(self, actor: Any) -> None:
-        import ray
-
-        if not ray.is_initialized():  # otherwise Ray would start a cluster of its own on this machine
-            return
-        try:
-            ray.kill(actor)
-        except Exception as error:
-            logger.debug("an env runner was gone already: %s", error)
-
     def _collect_garbage(self) -> None:
         while (item := self._garbage.get()) is not None:
-            forget(*item)
+            forget(item)
 
 
 def open_session(config: TrainerConfig) -> Session | None:
@@ -533,23 +406,12 @@ def open_session(config: TrainerConfig) -> Session | None:
         len(session.runners),
         ", ".join(f"{name} ({count})" for name, count in places.items()),
         connection.description,
-        session.channels,
+        session.fleet.channels,
     )
     return session
-
-
-def _num_nodes() -> int:
-    import ray
-
-    return sum(node["Alive"] for node in ray.nodes())
 
 
 def _named_id(error: Exception) -> str:
     """The id that Gymnasium says it does not know (it puts it in backticks)."""
     match = re.search(r"`([^`]+)`|id: (\S+?)\.(?:\s|$)", str(error))
     return (match[1] or match[2]) if match else str(error)
-
-
-def _knows(ids: frozenset[str], env_id: str) -> bool:
-    """Is the id, or (for an id without a version) any version of it, among these?"""
-    return env_id in ids or any(known.rpartition("-v")[0] == env_id for known in ids)

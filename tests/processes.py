@@ -175,11 +175,11 @@ class Way:
         """Does a step take milliseconds?"""
         return self.connection == "client" and self.channel == "actor"
 
-    def open(self, cluster: Cluster) -> None:
+    def open(self, cluster: Cluster, **arguments: Any) -> None:
         """Two env runners, one on each simulator."""
         import remoterl
         from remoterl._process import current_session
 
         address = cluster.address(self.connection)
-        assert remoterl.init(KEY, address=address, num_env_runners=2, channel=self.channel)
+        assert remoterl.init(KEY, address=address, num_env_runners=2, channel=self.channel, **arguments)
         assert {runner.channel.name for runner in current_session().runners} == {self.channel}

@@ -49,6 +49,7 @@ class EnvRunner:
         self._handlers: dict[type, Callable[[Any], Any]] = {
             m.OpenRows: self._open,
             m.ResetRows: self._reset,
+            m.ReviveRows: self._revive,
             m.StepRows: self._step,
             m.CallRows: self._call,
             m.SetAttribute: self._set_attribute,
@@ -120,7 +121,8 @@ class EnvRunner:
     def _culprit(self, request: Any, reply: Any, error: Exception) -> Exception:
         """What of a reply could not be pickled, by row and key."""
         rows = self._rows.get(getattr(request, "vector_id", -1))
-        for local_row, info, *_ in getattr(reply, "infos", []):
+        infos = getattr(reply, "infos", [])
+        for local_row, info, *_ in [] if isinstance(infos, m.InfoTable) else infos:
             for key, value in info.items():
                 try:
                     m.encode(value)
@@ -140,6 +142,10 @@ class EnvRunner:
         rows = self._rows[request.vector_id]
         options = unship(request.options) if request.options else [None] * len(rows)
         return rows.reset(request.seeds, options, request.mask)
+
+    def _revive(self, request: m.ReviveRows) -> m.RowsReset:
+        self._rows[request.vector_id].revive(request.seeds, request.observations)
+        return m.RowsReset(None, [])
 
     def _step(self, request: m.StepRows) -> m.RowsStepped:
         rows = self._rows[request.vector_id]

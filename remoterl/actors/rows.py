@@ -20,10 +20,11 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import concatenate, create_empty_array
+from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
 from remoterl.actors.registry import portable_spec
 from remoterl.messages import (
+    InfoTable,
     RemoteMethod,
     RemoteObject,
     RowError,
@@ -52,6 +53,7 @@ class Rows(ABC):
     def __init__(self, factories: Sequence[Callable[[], Any]], row_numbers: Sequence[int]) -> None:
         self.row_numbers = tuple(row_numbers)
         self.envs: list[Any] = [None] * len(factories)
+        self._fresh_seeds: dict[int, int] = {}  # of revived rows, until their first reset
         try:
             self._each(range(len(factories)), lambda row: self.envs.__setitem__(row, factories[row]()))
         except RowsError:
@@ -75,6 +77,14 @@ class Rows(ABC):
     @abstractmethod
     def step(self, actions: Any) -> RowsStepped:
         """Step every row, with the autoreset that the local class does."""
+
+    def revive(self, seeds: Sequence[int | None], observations: Any) -> None:
+        """These rows take the place of lost ones, whose episodes have just been reported as over (see `ReviveRows`)."""
+        self._fresh_seeds = {row: seed for row, seed in enumerate(seeds) if seed is not None}
+
+    def _seed(self, row: int, seed: int | None) -> int | None:
+        fresh = self._fresh_seeds.pop(row, None) if self._fresh_seeds else None
+        return fresh if seed is None else seed
 
     def describe(self) -> RowsOpened:
         """Spaces and metadata; a list has one entry where all rows agree, else one a row."""
@@ -191,7 +201,8 @@ class GymnasiumRows(Rows):
         infos: list[tuple[int, dict[str, Any]]] = []
 
         def one(row: int) -> None:
-            self._observations[row], info = self.envs[row].reset(seed=seeds[row], options=options[row])
+            seed = self._seed(row, seeds[row])
+            self._observations[row], info = self.envs[row].reset(seed=seed, options=options[row])
             self._finished[row] = False
             if info:
                 infos.append((row, info))
@@ -213,7 +224,8 @@ class GymnasiumRows(Rows):
             try:
                 final = None
                 if next_step and finished[row]:
-                    observations[row], info = env.reset()
+                    seed = self._seed(row, None)
+                    observations[row], info = env.reset() if seed is None else env.reset(seed=seed)
                 else:
                     if refuses:
                         assert not finished[row], (
@@ -233,7 +245,15 @@ class GymnasiumRows(Rows):
             raise RowsError(errors)
         terminated_rows, truncated_rows = _column(terminations, np.bool_), _column(truncations, np.bool_)
         self._finished = np.logical_or(terminated_rows, truncated_rows).tolist()
-        return RowsStepped(self._batch(), _column(rewards, np.float64), terminated_rows, truncated_rows, infos, [])
+        return RowsStepped(
+            self._batch(), _column(rewards, np.float64), terminated_rows, truncated_rows, _tabled(infos, len(self)), []
+        )
+
+    def revive(self, seeds: Sequence[int | None], observations: Any) -> None:
+        super().revive(seeds, observations)
+        self._finished = [True] * len(self)
+        if observations is not None:
+            self._observations = list(iterate(batch_space(self._space, len(self)), observations))
 
     def _batch(self) -> Any:
         if not _batched(self._observations, self._buffer):
@@ -258,7 +278,8 @@ class StableBaselinesRows(Rows):
 
         def one(row: int) -> None:
             maybe_options = {"options": options[row]} if options[row] else {}
-            self._observations[row], info = self.envs[row].reset(seed=seeds[row], **maybe_options)
+            seed = self._seed(row, seeds[row])
+            self._observations[row], info = self.envs[row].reset(seed=seed, **maybe_options)
             infos.append((row, info))
 
         self._each(range(len(self)), one)
@@ -317,13 +338,25 @@ class StableBaselinesRows(Rows):
 class WholeRows(Rows):
     """One environment, or one vector env, as it is: nothing is batched, every Python type stays."""
 
+    _unstarted = False  # revived and not reset yet
+
+    def revive(self, seeds: Sequence[int | None], observations: Any) -> None:
+        super().revive(seeds, observations)
+        self._unstarted = True
+
     def reset(
         self, seeds: Sequence[int | None], options: Sequence[dict | None], mask: Sequence[bool] | None
     ) -> RowsReset:
-        [(observation, info)] = self._each([0], lambda row: self.envs[row].reset(seed=seeds[0], options=options[0]))
+        seed = self._seed(0, seeds[0])
+        self._unstarted = False
+        [(observation, info)] = self._each([0], lambda row: self.envs[row].reset(seed=seed, options=options[0]))
         return RowsReset(observation, [(0, info)])
 
     def step(self, actions: Any) -> RowsStepped:
+        if self._unstarted and isinstance(self.envs[0], VectorEnv):  # its own autoreset, on the step after the end
+            reset, nothing = self.reset([None], [None], None), np.zeros(self.num_rows)
+            over = nothing.astype(np.bool_)
+            return RowsStepped(reset.observations, nothing, over, over.copy(), [(0, reset.infos[0][1], None)], [])
         try:
             observation, reward, terminated, truncated, info = self.envs[0].step(actions)
         except Exception as error:
@@ -389,6 +422,19 @@ def _batched(values: list[Any], batch: Any) -> bool:
     return True
 
 
+def _tabled(infos: list[tuple[int, dict[str, Any], Any]], num_rows: int) -> list[Any] | InfoTable:
+    """The infos as a table where they are one: pickling a number in a dict costs ten times as much."""
+    if not infos or len(infos) != num_rows:
+        return infos
+    keys, types = tuple(infos[0][1]), tuple(map(type, infos[0][1].values()))
+    if not _FLOATS.issuperset(types) or not all(type(key) is str and key[:1] != "_" for key in keys):
+        return infos
+    for _, info, final in infos:
+        if final is not None or tuple(info) != keys or tuple(map(type, info.values())) != types:
+            return infos
+    return InfoTable(keys, types, np.array([list(info.values()) for _, info, _ in infos]))
+
+
 def _column(values: list[Any], dtype: Any) -> np.ndarray:
     """One value a row, each as an assignment into an array of this dtype converts it."""
     if _SCALARS.issuperset(map(type, values)):
@@ -405,6 +451,7 @@ def _stack(values: list[Any]) -> np.ndarray:
     return np.array(values) if len(kinds) == 1 and kinds <= _SCALARS else np.stack(values)
 
 
+_FLOATS = frozenset({float, np.float64})
 _SCALARS = frozenset({float, int, bool, np.float64, np.float32, np.bool_})
 
 

@@ -7,20 +7,18 @@ after a step the loop looks for the next one for up to `SPIN_S` before it sleeps
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from remoterl.channels.cores import SPIN_S, SpareCores
 from remoterl.channels.framing import FrameSocket, UndecodableError
 from remoterl.channels.stream import keep_alive
 from remoterl.messages import StepRows
-
-SPIN_S = 0.0003  # what waking a process costs, a few times over
-RECOUNT_S = 5.0
 
 
 def serve(connected: socket.socket, answer: Callable[[Any], Any], failed: Callable[[Any, Any, Exception], Any]) -> None:
@@ -32,6 +30,7 @@ def serve(connected: socket.socket, answer: Callable[[Any], Any], failed: Callab
         failed: makes the reply in place of one that can't be pickled (request, reply, error).
     """
     keep_alive(connected)
+    _let_the_trainer_go_first()
     frames = FrameSocket(connected)
     readable, writable = select.poll(), select.poll()
     readable.register(connected, select.POLLIN)
@@ -59,6 +58,14 @@ def serve(connected: socket.socket, answer: Callable[[Any], Any], failed: Callab
         frames.close()
 
 
+def _let_the_trainer_go_first() -> None:
+    """On a machine that the trainer shares, its first message would wake this process in its own place, and the other
+    env runners would get theirs when this one has stepped. Linux's batch policy has the same priority, but a process
+    that wakes does not take the core of one that runs."""
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
 def _spin(frames: FrameSocket) -> Any:
     until = time.perf_counter() + SPIN_S
     while (request := frames.get()) is None and time.perf_counter() < until:
@@ -70,32 +77,3 @@ def _wait(frames: FrameSocket, readable: select.poll) -> Any:
     while (request := frames.get()) is None:
         readable.poll()
     return request
-
-
-class SpareCores:
-    """Has every env runner on this machine a core of its own? Where not, one that spins takes another's time."""
-
-    def __init__(self) -> None:
-        self._cores = len(os.sched_getaffinity(0))
-        self._enough = False
-        self._recount_at = 0.0
-
-    def enough(self) -> bool:
-        """As of the last count, which is at most a few seconds old."""
-        now = time.monotonic()
-        if now >= self._recount_at:
-            self._recount_at = now + RECOUNT_S
-            self._enough = count_env_runners() <= self._cores
-        return self._enough
-
-
-def count_env_runners() -> int:
-    """Env runners on this machine, of all its Ray nodes and trainers: Ray gives its actors' processes their names."""
-    count = 0
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                count += (process / "cmdline").read_bytes().startswith(b"ray::EnvRunner")
-            except OSError:  # it ended while we looked
-                continue
-    return count

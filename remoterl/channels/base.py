@@ -43,15 +43,22 @@ class Channel(ABC):
     def receive_all(
         cls, channels: Sequence[Channel], tickets: Sequence[Any], timeout_s: float | None = None
     ) -> list[Any]:
-        """Wait for one reply from each of several channels; raises what `receive` would.
+        """Wait for one reply from each of several channels.
 
         Called on a subclass, the channels are all of it; on `Channel`, they may be of any.
+
+        Returns:
+            In place of a reply that does not come: the `TimeoutError` or `EnvRunnerLostError` of `receive`.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        replies = []
+        replies: list[Any] = []
         for channel, ticket in zip(channels, tickets, strict=True):
-            remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
-            replies.append(channel.receive(ticket, remaining))
+            try:
+                replies.append(
+                    channel.receive(ticket, None if deadline is None else max(0.0, deadline - time.monotonic()))
+                )
+            except (TimeoutError, EnvRunnerLostError) as error:
+                replies.append(error)
         return replies
 
     def close(self) -> None:
@@ -71,7 +78,7 @@ class Channel(ABC):
             reason = type(reason).__name__
         return EnvRunnerLostError(
             f"The {self._description} is lost ({reason}); its environments are gone with it. "
-            "Look at that simulator's output for the reason; make the vector env again to go on."
+            "Look at that simulator's output for the reason."
         )
 
     def _undecodable(self, error: Exception) -> RemoteRLError:

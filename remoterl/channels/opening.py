@@ -18,13 +18,16 @@ OFFER_S = 10.0
 MAX_THREADS = 32
 
 
-def open_channels(actors: Sequence[Any], descriptions: Sequence[str], wanted: ChannelName) -> tuple[list[Channel], str]:
+def open_channels(
+    actors: Sequence[Any], descriptions: Sequence[str], wanted: ChannelName, streams: Streams
+) -> tuple[list[Channel], str]:
     """A channel to each env runner.
 
     Args:
         actors: handles of env runners that are up.
         descriptions: name them in errors.
         wanted: `auto` takes the stream where it can be opened.
+        streams: of the session.
 
     Returns:
         The channels, and which they are in words, for the log line.
@@ -41,7 +44,6 @@ def open_channels(actors: Sequence[Any], descriptions: Sequence[str], wanted: Ch
     offers = [actor.open_stream.remote() for actor in actors]
     with ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="remoterl-stream") as pool:
         sockets = list(pool.map(_try, offers, [patience_s] * len(offers)))
-    streams = Streams()
     failures: list[str] = []
     for index, (actor, description, connected) in enumerate(zip(actors, descriptions, sockets, strict=True)):
         if isinstance(connected, str):

@@ -6,6 +6,7 @@ through the socket. This side runs wherever Python does; the other is `actors.st
 
 from __future__ import annotations
 
+import os
 import select
 import selectors
 import socket
@@ -18,7 +19,9 @@ from typing import Any, cast
 
 from remoterl.channels import handshake, tls
 from remoterl.channels.base import Channel
+from remoterl.channels.cores import SPIN_S, SpareCores
 from remoterl.channels.framing import FrameSocket, UndecodableError
+from remoterl.errors import EnvRunnerLostError
 from remoterl.messages import StreamOffer
 
 KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 5}  # seconds, seconds, probes
@@ -86,9 +89,16 @@ class StreamChannel(Channel):
         cls, channels: Sequence[Channel], tickets: Sequence[Any], timeout_s: float | None = None
     ) -> list[Any]:
         first = cast(StreamChannel, channels[0])
-        if not first._streams.wait(tickets, timeout_s):
-            raise first._late(timeout_s)
-        return [_result(ticket) for ticket in tickets]
+        first._streams.wait(tickets, timeout_s)
+        replies: list[Any] = []
+        for channel, ticket in zip(channels, tickets, strict=True):
+            if not ticket.done:
+                replies.append(channel._late(timeout_s))
+            elif type(ticket.error) is EnvRunnerLostError:
+                replies.append(ticket.error)
+            else:
+                replies.append(_result(ticket))
+        return replies
 
     def read(self) -> None:
         """Give the replies that have arrived to their tickets. One thread at a time: see `Streams`."""
@@ -145,6 +155,7 @@ class Streams:
         self._sockets.add(self._alarm, None)
         weakref.finalize(self, _close_all, self._sockets, self._alarm, self._bell).atexit = False
         self._reading = threading.Lock()
+        self._cores = SpareCores(others=1)
         self._others: set[threading.Event] = set()  # of threads that wait while another reads
 
     def add(self, channel: StreamChannel) -> None:
@@ -209,7 +220,7 @@ class Streams:
             self._sockets.watch_writing(writing.frames.socket, True)
         try:
             while not is_done():
-                for channel in self._sockets.ready(_remaining(deadline)):
+                for channel in self._spin() or self._sockets.ready(_remaining(deadline)):
                     if channel is None:
                         self._alarm.recv(1)
                     else:
@@ -222,6 +233,15 @@ class Streams:
         finally:
             if writing is not None and not writing.lost:
                 self._sockets.watch_writing(writing.frames.socket, False)
+
+    def _spin(self) -> Sequence[StreamChannel | None]:
+        """What becomes ready at once, where this process has a core to look from."""
+        if not self._cores.enough():
+            return ()
+        until = time.perf_counter() + SPIN_S
+        while not (ready := self._sockets.ready(0)) and time.perf_counter() < until:
+            os.sched_yield()
+        return ready
 
 
 class _Sockets:

@@ -56,7 +56,7 @@ def _show(report: dict[str, Any]) -> None:
         console.print("No trainer.")
         return
     table = Table(title="Trainers", title_justify="left")
-    for column in ("script", "host", "pid", "env runners", "rows", "steps", "channel"):
+    for column in ("script", "host", "pid", "env runners", "restarts", "rows", "steps", "channel"):
         table.add_column(column)
     for trainer in report["trainers"]:
         table.add_row(
@@ -64,6 +64,7 @@ def _show(report: dict[str, Any]) -> None:
             trainer["host"],
             str(trainer["pid"]),
             str(trainer["env_runners"]),
+            str(trainer["restarts"]),
             str(trainer["rows"]),
             f"{trainer['steps']:,}",
             ", ".join(trainer["channels"]),

@@ -1,7 +1,8 @@
 """The core of every remote vector env: rows to env runners, scatter, gather, errors. No framework in here.
 
 A request goes to every env runner that hosts rows before the first reply is awaited. The faces
-(`gymnasium`, `sb3`, `single`, `hosted`) put the replies into the shapes that their local classes have.
+(`gymnasium`, `sb3`, `single`, `hosted`) put the replies into the shapes that their local classes have. Where an env
+runner is lost, its rows are made anew on another one, and the trainer is told of a truncated episode (`recovery`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
@@ -21,12 +22,26 @@ from gymnasium.vector import AutoresetMode
 from remoterl import messages as m
 from remoterl._logging import logger
 from remoterl.channels.base import Channel
-from remoterl.errors import NotShippableError, RemoteEnvError, RemoteRLError, RemoteTraceback, UnsupportedError
+from remoterl.errors import (
+    EnvRunnerLostError,
+    NotShippableError,
+    RemoteEnvError,
+    RemoteRLError,
+    RemoteTraceback,
+    StepTimeoutError,
+    UnsupportedError,
+)
 from remoterl.shipping import StaysLocal
 from remoterl.shipping import ship as ship_or_signal
+from remoterl.vector import recovery
+from remoterl.vector.recovery import Rescuer
 
-_vector_ids = itertools.count(1)
-T = TypeVar("T")
+ATTEMPTS = 3  # to make a part's rows anew before the loss is an error
+UNSENT = object()  # in place of a ticket: the part was lost, and the trainer has not heard of it yet
+REPLIES = frozenset({m.RowsOpened, m.RowsReset, m.RowsStepped, m.RowsCalled})
+OBSERVATIONS = frozenset({m.RowsReset, m.RowsStepped})
+LIMITED = frozenset({m.ResetRows, m.StepRows})  # by `step_timeout_s`
+_part_ids = itertools.count(1)
 
 
 @dataclass
@@ -40,7 +55,9 @@ class RunnerLink:
     pid: int
     environments: frozenset[str]  # ids that its simulator knows by itself
     garbage: SimpleQueue[Any]  # vector envs that were garbage collected: (id, parts), closed by the session
+    strategy: Any = None  # Ray's, where its unit was granted to the trainer
     rows: int = 0
+    replaced_by: RunnerLink | None = None
     mirrored: dict[str, Any] = field(default_factory=dict)  # env id -> the trainer's EnvSpec that it was sent
 
     @property
@@ -59,6 +76,26 @@ class Assignment:
     specs: bytes
 
 
+@dataclass
+class Part:
+    """Some consecutive rows, and where they are now."""
+
+    runner: RunnerLink
+    rows: range
+    id: int  # of these rows on their env runner
+    factories: bytes
+    losses: int = 0
+    told: dict[str, Any] | None = None  # of a loss that the trainer has not heard of yet
+
+
+class Flight(NamedTuple):
+    """Requests that are under way, one a part. In place of a ticket: why nothing was sent."""
+
+    requests: Sequence[Any]
+    tickets: Sequence[Any]
+    complete: bool  # all tickets are tickets
+
+
 class VectorCore:
     """The rows of one vector env. Create it with `open`.
 
@@ -67,17 +104,34 @@ class VectorCore:
         opened: what each env runner told of its rows, in order of the rows.
     """
 
-    def __init__(self, assignments: Sequence[Assignment], name: str) -> None:
-        self._id = next(_vector_ids)
-        self._parts = [(assignment.runner, assignment.rows) for assignment in assignments]
+    def __init__(
+        self,
+        assignments: Sequence[Assignment],
+        semantics: m.Semantics,
+        autoreset_mode: AutoresetMode,
+        name: str,
+        rescuer: Rescuer | None,
+    ) -> None:
+        self._parts = [
+            Part(assignment.runner, assignment.rows, next(_part_ids), assignment.factories)
+            for assignment in assignments
+        ]
+        self._semantics = semantics
+        self._mode = autoreset_mode
         self._name = name
+        self._rescuer = rescuer
         self._closed = False
         self._finalizer: Any = None
-        self._channels = [runner.channel for runner, _ in self._parts]
+        self.num_rows = sum(len(part.rows) for part in self._parts)
+        self.opened: list[m.RowsOpened] = []
+        self._seeds: list[Any] = [None] * self.num_rows  # of the last reset that brought any
+        self._seen: list[Any] = [None] * len(self._parts)  # each part's last observations
+        self._pick_channels()
+
+    def _pick_channels(self) -> None:
+        self._channels = [part.runner.channel for part in self._parts]
         classes = {type(channel) for channel in self._channels}
         self._receive_all = (classes.pop() if len(classes) == 1 else Channel).receive_all
-        self.num_rows = sum(len(rows) for _, rows in self._parts)
-        self.opened: list[m.RowsOpened] = []
 
     @classmethod
     def open(
@@ -86,21 +140,23 @@ class VectorCore:
         semantics: m.Semantics,
         autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
         name: str = "",
+        rescuer: Rescuer | None = None,
     ) -> VectorCore:
         """Make the environments; all env runners work at the same time.
 
+        Args:
+            rescuer: where lost rows can go on; None: a loss is an error.
+
         Raises:
             Exception: what a factory raised, as `gather` raises it; the rows that were made are closed.
+            EnvRunnerLostError: an env runner is gone.
         """
-        core = cls(assignments, name)
-        requests = [
-            m.OpenRows(core._id, tuple(part.rows), part.factories, semantics, autoreset_mode, part.specs)
-            for part in assignments
-        ]
-        for runner, rows in core._parts:
-            runner.rows += len(rows)
-        garbage = core._parts[0][0].garbage
-        core._finalizer = weakref.finalize(core, garbage.put, (core._id, core._parts))
+        core = cls(assignments, semantics, autoreset_mode, name, rescuer)
+        requests = [core._open_request(part, given.specs) for part, given in zip(core._parts, assignments, strict=True)]
+        for part in core._parts:
+            part.runner.rows += len(part.rows)
+        garbage = core._parts[0].runner.garbage
+        core._finalizer = weakref.finalize(core, garbage.put, core._parts)
         core._finalizer.atexit = False
         try:
             core.opened = core.gather(core.scatter(requests))
@@ -108,6 +164,9 @@ class VectorCore:
             core.close()
             raise
         return core
+
+    def _open_request(self, part: Part, specs: bytes) -> m.OpenRows:
+        return m.OpenRows(part.id, tuple(part.rows), part.factories, self._semantics, self._mode, specs)
 
     @property
     def closed(self) -> bool:
@@ -117,74 +176,201 @@ class VectorCore:
     @property
     def ranges(self) -> list[range]:
         """The rows of each part, in order."""
-        return [rows for _, rows in self._parts]
+        return [part.rows for part in self._parts]
 
     def places(self) -> dict[str, list[int]]:
         """Simulator name -> the rows that run there."""
         places: dict[str, list[int]] = {}
-        for runner, rows in self._parts:
-            places.setdefault(runner.simulator, []).extend(rows)
+        for part in self._parts:
+            places.setdefault(part.runner.simulator, []).extend(part.rows)
         return places
 
     # ---- scatter and gather ------------------------------------------------------------------------------
 
-    def scatter(self, requests: Sequence[Any]) -> list[Any]:
-        """Send one request to each part, waiting for none; returns the tickets."""
-        return [runner.channel.send(request) for (runner, _), request in zip(self._parts, requests, strict=True)]
+    def scatter(self, requests: Sequence[Any]) -> Flight:
+        """Send one request to each part, waiting for none. A loss shows when the flight is gathered."""
+        tickets: list[Any] = []
+        complete = True
+        for part, request in zip(self._parts, requests, strict=True):
+            if part.told is not None and type(request) is m.StepRows:
+                tickets.append(UNSENT)  # the episode that this action was for is over
+                complete = False
+                continue
+            try:
+                tickets.append(part.runner.channel.send(request))
+            except EnvRunnerLostError as error:
+                tickets.append(error)
+                complete = False
+        return Flight(requests, tickets, complete)
 
-    def gather(self, tickets: Sequence[Any], timeout_s: float | None = None) -> list[Any]:
-        """Wait for all replies, in order of the rows.
+    def gather(self, flight: Flight, timeout_s: float | None = None) -> list[Any]:
+        """Wait for all replies, in order of the rows. Rows that were lost are made anew (see `recovery`).
 
         Raises:
             Exception: what the environments raised: the first row's exception, of its own type where it can
                 be rebuilt here, with all rows' remote tracebacks as its cause.
-            TimeoutError, EnvRunnerLostError: as `Channel.receive`; the other replies are thrown away.
+            TimeoutError: no reply within `timeout_s`; what comes late is thrown away.
+            StepTimeoutError: a step or reset outlasted the session's `step_timeout_s`.
+            EnvRunnerLostError: an env runner was lost, and its rows could not be made anew.
         """
-        replies = self._receive_all(self._channels, tickets, timeout_s)
+        limit_s = self._limit(flight, timeout_s)
+        if flight.complete:
+            replies = self._receive_all(self._channels, flight.tickets, limit_s)
+        else:
+            replies = self._receive_some(flight.tickets, limit_s)
+        for reply in replies:
+            if type(reply) not in REPLIES:
+                replies = self._mend(flight, replies, timeout_s, limit_s)
+                break
+        if type(replies[0]) in OBSERVATIONS:
+            self._seen = [reply.observations for reply in replies]
+        return replies
+
+    def reset(
+        self, seeds: Sequence[int | None], options: Sequence[Any] | None, mask: Sequence[bool] | None = None
+    ) -> Flight:
+        """Send resets; seeds, options and mask have one entry a row."""
+        self._seeds = [
+            before if seed is None or not (mask is None or mask[row]) else seed
+            for row, (seed, before) in enumerate(zip(seeds, self._seeds, strict=True))
+        ]
+        return self.scatter(
+            [
+                m.ResetRows(
+                    part.id,
+                    tuple(seeds[row] for row in part.rows),
+                    ship([options[row] for row in part.rows]) if options is not None else None,
+                    None if mask is None else tuple(bool(mask[row]) for row in part.rows),
+                )
+                for part in self._parts
+            ]
+        )
+
+    def step(self, actions: Any) -> Flight:
+        """Send a step; `actions` has one action a row and can be sliced."""
+        return self.scatter(
+            [m.StepRows(part.id, m.pack(actions[part.rows.start : part.rows.stop])) for part in self._parts]
+        )
+
+    def step_whole(self, action: Any) -> Flight:
+        """Send a step to the only row (`SINGLE`, `HOSTED`), the action as it is."""
+        return self.scatter([m.StepRows(self._parts[0].id, m.pack(action))])
+
+    # ---- losses ----------------------------------------------------------------------------------------------
+
+    def _limit(self, flight: Flight, timeout_s: float | None) -> float | None:
+        ours = self._rescuer.step_timeout_s if self._rescuer is not None else None
+        if ours is None or type(flight.requests[0]) not in LIMITED:
+            return timeout_s
+        return ours if timeout_s is None else min(ours, timeout_s)
+
+    def _receive_some(self, tickets: Sequence[Any], timeout_s: float | None) -> list[Any]:
+        under_way = [
+            (channel, ticket)
+            for channel, ticket in zip(self._channels, tickets, strict=True)
+            if ticket is not UNSENT and not isinstance(ticket, EnvRunnerLostError)
+        ]
+        received = iter(Channel.receive_all([one for one, _ in under_way], [one for _, one in under_way], timeout_s))
+        return [
+            ticket if ticket is UNSENT or isinstance(ticket, EnvRunnerLostError) else next(received)
+            for ticket in tickets
+        ]
+
+    def _mend(self, flight: Flight, replies: list[Any], timeout_s: float | None, limit_s: float | None) -> list[Any]:
+        """Replies for those that did not come."""
+        late = [part for part, reply in zip(self._parts, replies, strict=True) if isinstance(reply, TimeoutError)]
+        if late:
+            if limit_s == timeout_s:
+                raise next(reply for reply in replies if isinstance(reply, TimeoutError))
+            assert self._rescuer is not None  # whose limit it is
+            for part in late:
+                self._rescuer.give_up(part.runner)
+            rows = ", ".join(f"{part.rows.start} to {part.rows.stop - 1} on {part.runner.place}" for part in late)
+            raise StepTimeoutError(
+                f"No answer within step_timeout_s={limit_s:g} from rows {rows} of {self._name or 'the vector env'}. "
+                "Their environments are made anew at the next reset(). If they need longer, give init() more."
+            )
+        mended = [
+            self._rescue(index, request, reply) if reply is UNSENT or isinstance(reply, EnvRunnerLostError) else reply
+            for index, (request, reply) in enumerate(zip(flight.requests, replies, strict=True))
+        ]
         errors = [
-            (runner, error)
-            for (runner, _), reply in zip(self._parts, replies, strict=True)
+            (part.runner, error)
+            for part, reply in zip(self._parts, mended, strict=True)
             if isinstance(reply, m.RowsFailed)
             for error in reply.errors
         ]
         if errors:
             raise RowsRaised(errors).to_raise(self._name)
-        return replies
+        return mended
 
-    def reset(
-        self, seeds: Sequence[int | None], options: Sequence[Any] | None, mask: Sequence[bool] | None = None
-    ) -> list[Any]:
-        """Send resets; seeds, options and mask have one entry a row. Returns the tickets."""
-        return self.scatter(
-            [
-                m.ResetRows(
-                    self._id,
-                    tuple(seeds[row] for row in rows),
-                    ship([options[row] for row in rows]) if options is not None else None,
-                    None if mask is None else tuple(bool(mask[row]) for row in rows),
-                )
-                for rows in self.ranges
-            ]
-        )
+    def _rescue(self, index: int, request: Any, error: Any) -> Any:
+        """The answer to a request whose env runner is lost (or, UNSENT, was lost in an earlier call)."""
+        if self._rescuer is None or type(request) is m.OpenRows:
+            raise error
+        part = self._parts[index]
+        for _ in range(ATTEMPTS):
+            try:
+                if error is not UNSENT:
+                    self._rebuild(part, error)
+                if type(request) is m.StepRows:
+                    return self._tell(index)
+                if type(request) is m.ResetRows and (request.mask is None or all(request.mask)):
+                    self._ask_part(part, m.ReviveRows(part.id, self._new_seeds(part), None))
+                    part.told = None
+                return self._ask_part(part, request._replace(vector_id=part.id))
+            except _LostAgain as again:
+                error = again.__cause__
+        raise error
 
-    def step(self, actions: Any) -> list[Any]:
-        """Send a step; `actions` has one action a row and can be sliced. Returns the tickets."""
-        return self.scatter([m.StepRows(self._id, m.pack(actions[rows.start : rows.stop])) for rows in self.ranges])
+    def _rebuild(self, part: Part, error: EnvRunnerLostError) -> None:
+        assert self._rescuer is not None
+        lost = part.runner
+        new = self._rescuer.replace(lost, error, self._name)
+        lost.rows -= len(part.rows)
+        new.rows += len(part.rows)
+        part.runner, part.id, part.losses = new, next(_part_ids), part.losses + 1
+        reason = str(error).partition(";")[0]
+        part.told = {"lost": True, "simulator": lost.simulator, "reason": reason, "moved_to": new.simulator}
+        self._pick_channels()
+        opened = self._ask_part(part, self._open_request(part, self._rescuer.specs_for(new)))
+        if isinstance(opened, m.RowsFailed):
+            raise RowsRaised([(new, row) for row in opened.errors]).to_raise(self._name)
 
-    def step_whole(self, action: Any) -> list[Any]:
-        """Send a step to the only row (`SINGLE`, `HOSTED`), the action as it is."""
-        return self.scatter([m.StepRows(self._id, m.pack(action))])
+    def _tell(self, index: int) -> m.RowsStepped | m.RowsFailed:
+        """The step in which the trainer hears that the part's episodes are over."""
+        part = self._parts[index]
+        seeds, last = self._new_seeds(part), self._seen[index]
+        fresh = None
+        if recovery.starts_at_once(self._semantics, self._mode):
+            fresh = self._ask_part(part, m.ResetRows(part.id, seeds, None, None))
+        else:
+            fresh = self._ask_part(part, m.ReviveRows(part.id, seeds, last))
+        if isinstance(fresh, m.RowsFailed):
+            return fresh
+        told, part.told = part.told, None
+        space = self.opened[index].observation_spaces[0]
+        return recovery.truncated_step(self._semantics, self._mode, space, len(part.rows), last, fresh, told or {})
+
+    def _new_seeds(self, part: Part) -> tuple[Any, ...]:
+        return recovery.derived_seeds([self._seeds[row] for row in part.rows], part.losses)
+
+    def _ask_part(self, part: Part, request: Any) -> Any:
+        try:
+            return part.runner.channel.receive(part.runner.channel.send(request))
+        except EnvRunnerLostError as error:
+            raise _LostAgain from error
 
     # ---- everything that is not a step ---------------------------------------------------------------------
 
-    def call_async(self, name: str, args: Any = (), kwargs: Any = None, call: bool | None = None) -> list[Any]:
+    def call_async(self, name: str, args: Any = (), kwargs: Any = None, call: bool | None = None) -> Flight:
         """Send a call (or read) of every row's `name`; gather with `results`."""
         arguments = ship((args, kwargs or {}))
-        return self.scatter([m.CallRows(self._id, tuple(rows), name, arguments, call) for rows in self.ranges])
+        return self.scatter([m.CallRows(part.id, tuple(part.rows), name, arguments, call) for part in self._parts])
 
-    def results(self, tickets: Sequence[Any], timeout_s: float | None = None) -> list[Any]:
+    def results(self, flight: Flight, timeout_s: float | None = None) -> list[Any]:
         """One result a row, in order."""
-        return [result for reply in self.gather(tickets, timeout_s) for result in reply.results]
+        return [result for reply in self.gather(flight, timeout_s) for result in reply.results]
 
     def call(
         self,
@@ -208,7 +394,7 @@ class VectorCore:
                     if array.flags.writeable:
                         array[...] = theirs
 
-        return self._ask(rows, lambda asked: m.CallRows(self._id, asked, name, arguments, call, target), write_back)
+        return self._ask(rows, lambda part, asked: m.CallRows(part, asked, name, arguments, call, target), write_back)
 
     def read(self, name: str, rows: Sequence[int] | None = None, target: m.Target = m.Target.WRAPPERS) -> list[Any]:
         """Read an attribute of some rows (None: all).
@@ -231,17 +417,17 @@ class VectorCore:
         by_row = dict(zip(asked_rows, values, strict=True))
         self._ask(
             asked_rows,
-            lambda asked: m.SetAttribute(self._id, asked, name, ship([by_row[row] for row in asked]), target),
+            lambda part, asked: m.SetAttribute(part, asked, name, ship([by_row[row] for row in asked]), target),
         )
 
     def is_wrapped(self, wrapper_class: type, rows: Sequence[int] | None = None) -> list[bool]:
         """A bool for each row asked."""
         shipped = ship(wrapper_class)
-        return self._ask(rows, lambda asked: m.IsWrapped(self._id, asked, shipped))
+        return self._ask(rows, lambda part, asked: m.IsWrapped(part, asked, shipped))
 
     def render(self) -> list[Any]:
         """A frame for each row."""
-        return self.results(self.scatter([m.RenderRows(self._id)] * len(self._parts)))
+        return self.results(self.scatter([m.RenderRows(part.id) for part in self._parts]))
 
     def require_open(self) -> None:
         """Raise if this vector env can no longer be used."""
@@ -263,7 +449,7 @@ class VectorCore:
         self._closed = True
         if self._finalizer is None or not self._finalizer.detach():
             return []
-        return forget(self._id, self._parts)
+        return forget(self._parts)
 
     def await_close(self, tickets: Sequence[tuple[RunnerLink, Any]], deadline: float | None) -> None:
         """The second half of `close`; raises as it does."""
@@ -289,24 +475,28 @@ class VectorCore:
     def _ask(
         self,
         rows: Sequence[int] | None,
-        request: Callable[[tuple[int, ...]], Any],
+        request: Callable[[int, tuple[int, ...]], Any],
         look_at: Callable[[Any], None] | None = None,
     ) -> list[Any]:
+        """Answers of some rows; `request` makes it from a part's id and its rows that are asked."""
         self.require_open()
         asked_rows = list(range(self.num_rows)) if rows is None else [self._row(row) for row in rows]
         wanted = set(asked_rows)
-        parts, tickets = [], []
-        for runner, own_rows in self._parts:
-            asked = tuple(row for row in own_rows if row in wanted)
+        sent = []
+        for index, part in enumerate(self._parts):
+            asked = tuple(row for row in part.rows if row in wanted)
             if asked:
-                parts.append((runner, asked))
-                tickets.append(runner.channel.send(request(asked)))
+                message = request(part.id, asked)
+                try:
+                    sent.append((index, asked, message, part.runner.channel.send(message)))
+                except EnvRunnerLostError as error:
+                    sent.append((index, asked, message, error))
         by_row: dict[int, Any] = {}
         errors: list[tuple[RunnerLink, m.RowError]] = []
-        for (runner, asked), ticket in zip(parts, tickets, strict=True):
-            reply = runner.channel.receive(ticket)
+        for index, asked, message, ticket in sent:
+            reply = self._answer(index, message, ticket)
             if isinstance(reply, m.RowsFailed):
-                errors += [(runner, error) for error in reply.errors]
+                errors += [(self._parts[index].runner, error) for error in reply.errors]
             else:
                 by_row.update(zip(asked, reply.results, strict=False))
                 if look_at is not None:
@@ -314,6 +504,14 @@ class VectorCore:
         if errors:
             raise RowsRaised(errors).to_raise(self._name)
         return [by_row.get(row) for row in asked_rows]
+
+    def _answer(self, index: int, message: Any, ticket: Any) -> Any:
+        if isinstance(ticket, EnvRunnerLostError):
+            return self._rescue(index, message, ticket)
+        try:
+            return self._parts[index].runner.channel.receive(ticket)
+        except EnvRunnerLostError as error:
+            return self._rescue(index, message, error)
 
     def _as_read(self, value: Any, row: int, target: m.Target) -> Any:
         if isinstance(value, m.RemoteObject):
@@ -348,16 +546,20 @@ class RemoteAttribute:
         return f"<remote {self._what.type_name} {self._what.name!r} of row {self._row}>"
 
 
-def forget(vector_id: int, parts: Sequence[tuple[RunnerLink, range]]) -> list[tuple[RunnerLink, Any]]:
+def forget(parts: Sequence[Part]) -> list[tuple[RunnerLink, Any]]:
     """Tell the env runners to close the rows. Never raises: what is gone needs no closing."""
     tickets = []
-    for runner, rows in parts:
-        runner.rows -= len(rows)
+    for part in parts:
+        part.runner.rows -= len(part.rows)
         try:
-            tickets.append((runner, runner.channel.send(m.CloseRows(vector_id))))
+            tickets.append((part.runner, part.runner.channel.send(m.CloseRows(part.id))))
         except Exception as error:
             logger.debug("while closing: %s", error)
     return tickets
+
+
+class _LostAgain(Exception):
+    """The env runner that took the lost rows is lost too; the cause says how."""
 
 
 class RowsRaised:

@@ -18,10 +18,10 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from gymnasium.vector.async_vector_env import AsyncState
 from gymnasium.vector.utils import batch_differing_spaces, batch_space, create_shared_memory, iterate
 
-from remoterl.errors import SpaceMismatchError
-from remoterl.messages import Target
+from remoterl.errors import SpaceMismatchError, StepTimeoutError
+from remoterl.messages import InfoTable, Target
 from remoterl.vector import batches
-from remoterl.vector.core import VectorCore
+from remoterl.vector.core import Flight, VectorCore
 from remoterl.vector.row_view import RowView
 
 
@@ -111,7 +111,7 @@ class _RemoteRows(VectorEnv):
                 f"Trying to operate on `{self._local_name}`, after a call to `close()` (or the end of its session)."
             )
 
-    def _send_reset(self, seed: Any, options: dict[str, Any] | None) -> list[Any]:
+    def _send_reset(self, seed: Any, options: dict[str, Any] | None) -> Flight:
         if seed is None:
             seed = [None] * self.num_envs
         elif isinstance(seed, int):
@@ -125,15 +125,15 @@ class _RemoteRows(VectorEnv):
             _check_mask(mask, self.num_envs)
         return self._core.reset(seed, None if options is None else [options] * self.num_envs, mask)
 
-    def _receive_reset(self, tickets: list[Any], timeout: float | None = None) -> tuple[Any, dict[str, Any]]:
-        replies = self._core.gather(tickets, timeout)
+    def _receive_reset(self, flight: Flight, timeout: float | None = None) -> tuple[Any, dict[str, Any]]:
+        replies = self._core.gather(flight, timeout)
         infos: dict[str, Any] = {}
         for rows, reply in zip(self._core.ranges, replies, strict=True):
             for local_row, info in reply.infos:
                 infos = self._add_info(infos, info, rows.start + local_row)
         return self._observe(replies), infos
 
-    def _send_step(self, actions: Any) -> list[Any]:
+    def _send_step(self, actions: Any) -> Flight:
         if not (self._array_actions and isinstance(actions, np.ndarray)):
             actions = list(iterate(self.action_space, actions))
         if len(actions) != self.num_envs:
@@ -142,8 +142,8 @@ class _RemoteRows(VectorEnv):
             )
         return self._core.step(actions)
 
-    def _receive_step(self, tickets: list[Any], timeout: float | None = None) -> tuple[Any, Any, Any, Any, dict]:
-        replies = self._core.gather(tickets, timeout)
+    def _receive_step(self, flight: Flight, timeout: float | None = None) -> tuple[Any, Any, Any, Any, dict]:
+        replies = self._core.gather(flight, timeout)
         rewards = np.empty(self.num_envs, dtype=np.float64)
         terminations = np.empty(self.num_envs, dtype=np.bool_)
         truncations = np.empty(self.num_envs, dtype=np.bool_)
@@ -152,7 +152,12 @@ class _RemoteRows(VectorEnv):
             rewards[rows.start : rows.stop] = reply.rewards
             terminations[rows.start : rows.stop] = reply.terminations
             truncations[rows.start : rows.stop] = reply.truncations
-            for local_row, info, final in reply.infos:
+        if (table := _joined([reply.infos for reply in replies])) is not None:
+            for column, key in enumerate(table.keys):
+                infos[key], infos[f"_{key}"] = table.values[:, column].copy(), np.ones(self.num_envs, np.bool_)
+            return self._observe(replies), rewards, terminations, truncations, infos
+        for rows, reply in zip(self._core.ranges, replies, strict=True):
+            for local_row, info, final in reply.infos.rows() if isinstance(reply.infos, InfoTable) else reply.infos:
                 infos = self._add_row_info(infos, info, final, rows.start + local_row)
         return self._observe(replies), rewards, terminations, truncations, infos
 
@@ -249,7 +254,7 @@ class RemoteAsyncVectorEnv(_RemoteRows, AsyncVectorEnv):
 
     def __init__(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
         self._state = AsyncState.DEFAULT
-        self._tickets: list[Any] = []
+        self._flight: Flight | None = None
         context = multiprocessing.get_context(arguments["context"])  # raises for an unknown one, as locally
         self._attach(core, arguments)
         if arguments["shared_memory"]:
@@ -261,7 +266,7 @@ class RemoteAsyncVectorEnv(_RemoteRows, AsyncVectorEnv):
 
     def reset_async(self, seed: Any = None, options: dict[str, Any] | None = None) -> None:
         self._begin("reset_async")
-        self._tickets = self._send_reset(seed, options)
+        self._flight = self._send_reset(seed, options)
         self._state = AsyncState.WAITING_RESET
 
     def reset_wait(self, timeout: float | None = None) -> tuple[Any, dict[str, Any]]:
@@ -273,7 +278,7 @@ class RemoteAsyncVectorEnv(_RemoteRows, AsyncVectorEnv):
 
     def step_async(self, actions: Any) -> None:
         self._begin("step_async")
-        self._tickets = self._send_step(actions)
+        self._flight = self._send_step(actions)
         self._state = AsyncState.WAITING_STEP
 
     def step_wait(self, timeout: float | None = None) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -287,7 +292,7 @@ class RemoteAsyncVectorEnv(_RemoteRows, AsyncVectorEnv):
         if name in ("reset", "step", "close", "_setattr", "_check_spaces"):
             raise ValueError(f"Trying to call function `{name}` with `call`, use `{name}` directly instead.")
         self._begin("call_async")
-        self._tickets = self._core.call_async(name, args, kwargs)
+        self._flight = self._core.call_async(name, args, kwargs)
         self._state = AsyncState.WAITING_CALL
 
     def call_wait(self, timeout: float | None = None) -> tuple[Any, ...]:
@@ -310,7 +315,7 @@ class RemoteAsyncVectorEnv(_RemoteRows, AsyncVectorEnv):
     ) -> None:
         if self._state != AsyncState.DEFAULT:
             logger.warn(f"Calling `close` while waiting for a pending call to `{self._state.value}` to complete.")
-        self._tickets, self._state = [], AsyncState.DEFAULT
+        self._flight, self._state = None, AsyncState.DEFAULT
         self._core.close(0.0 if terminate else timeout)
 
     def _begin(self, call: str) -> None:
@@ -327,18 +332,26 @@ class RemoteAsyncVectorEnv(_RemoteRows, AsyncVectorEnv):
             raise NoAsyncCallError(
                 f"Calling `{state.value}_wait` without any prior call to `{state.value}_async`.", state.value
             )
-        tickets, self._tickets, self._state = self._tickets, [], AsyncState.DEFAULT
+        flight, self._flight, self._state = self._flight, None, AsyncState.DEFAULT
         try:
-            return receive(tickets, timeout)
+            return receive(flight, timeout)
         except TimeoutError as error:
-            if getattr(error, "remote_rows", None) is not None:  # an environment's own
-                raise
+            if isinstance(error, StepTimeoutError) or getattr(error, "remote_rows", None) is not None:
+                raise  # the session's limit, or an environment's own error
             raise multiprocessing.TimeoutError(
                 f"The call to `{state.value}_wait` has timed out after {timeout} second(s)."
             ) from error
         except Exception as error:
             _log_as_the_local_class_does(error)
             raise
+
+
+def _joined(infos: list[Any]) -> InfoTable | None:
+    """One table, where every part's infos are one with the same columns."""
+    first = infos[0]
+    if not all(isinstance(part, InfoTable) and part.keys == first.keys for part in infos):
+        return None
+    return first._replace(values=np.concatenate([part.values for part in infos]))
 
 
 def _refuse_spaces_that_no_memory_can_share(space: gymnasium.Space, context: Any) -> None:

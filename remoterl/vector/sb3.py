@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env.util import obs_space_info
 
 from remoterl.errors import RemoteRLError
 from remoterl.messages import Target
-from remoterl.vector.core import VectorCore
+from remoterl.vector.core import Flight, VectorCore
 from remoterl.vector.row_view import RowView
 
 
@@ -34,7 +34,7 @@ class _RemoteRows(VecEnv):
 
     def __init__(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
         self._core = core
-        self._tickets: list[Any] | None = None
+        self._flight: Flight | None = None
         self.waiting = False  # was `step_async` called, and `step_wait` not yet?
         distinct = sum(opened.distinct for opened in core.opened)
         if distinct != core.num_rows:
@@ -51,7 +51,7 @@ class _RemoteRows(VecEnv):
 
     def reset(self) -> Any:
         self._assert_is_running()
-        self._tickets, self.waiting = (
+        self._flight, self.waiting = (
             None,
             False,
         )  # a step that is still under way is thrown away, as VecEnv.reset promises
@@ -69,14 +69,14 @@ class _RemoteRows(VecEnv):
         self._assert_is_running()
         if len(actions) != self.num_envs:
             raise ValueError(f"expected one action for each of the {self.num_envs} environments, got {len(actions)}")
-        self._tickets, self.waiting = self._core.step(actions), True
+        self._flight, self.waiting = self._core.step(actions), True
 
     def step_wait(self) -> Any:
         self._assert_is_running()
-        tickets, self._tickets, self.waiting = self._tickets, None, False
-        if tickets is None:
+        flight, self._flight, self.waiting = self._flight, None, False
+        if flight is None:
             raise RemoteRLError("step_wait() was called without step_async() before it.")
-        replies = self._core.gather(tickets)
+        replies = self._core.gather(flight)
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
         for rows, reply in zip(self._core.ranges, replies, strict=True):
             for local_row, info, _ in reply.infos:
@@ -92,7 +92,7 @@ class _RemoteRows(VecEnv):
     def close(self) -> None:
         if not self.closed:
             self.closed = True
-            self._tickets, self.waiting = None, False
+            self._flight, self.waiting = None, False
             for log in self._logs:
                 log.close()
             self._core.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import threading
 import time
@@ -22,7 +21,7 @@ from processes import KEY, SIMULATOR_PYTHON, Cluster, Process, Way, wait_until
 
 import remoterl
 from remoterl._process import current_session
-from remoterl.errors import EnvRunnerLostError, RemoteRLError
+from remoterl.errors import RemoteRLError
 
 
 def names() -> list[str]:
@@ -110,37 +109,6 @@ def test_several_vector_envs_from_several_threads(trainer: Way) -> None:
     for thread in threads:
         thread.join(120)
     assert failures == []
-
-
-def test_a_killed_env_runner(trainer: Way, cluster: Cluster) -> None:
-    victim, survivor = current_session().runners
-    vec = gym.vector.SyncVectorEnv([envs.CountingEnv] * 2)
-    vec.reset()
-    os.kill(victim.pid, signal.SIGKILL)
-    with pytest.raises(EnvRunnerLostError, match=f"simulator {victim.simulator}.*pid {victim.pid}"):
-        while True:
-            vec.step(np.zeros(2, int))
-    vec.close()
-    again = gym.vector.SyncVectorEnv([envs.CountingEnv] * 2)
-    assert list(again._core.places()) == [survivor.simulator]
-    again.close()
-    remoterl.shutdown()
-    trainer.open(cluster)
-
-
-def test_a_killed_env_runner_that_was_in_a_step(trainer: Way, cluster: Cluster) -> None:
-    class Hanging(envs.CountingEnv):
-        def step(self, action: int) -> Any:
-            time.sleep(1000)
-
-    vec = gym.vector.SyncVectorEnv([Hanging])
-    vec.reset()
-    [(victim, _)] = vec._core._parts
-    threading.Timer(0.5, os.kill, (victim.pid, signal.SIGKILL)).start()
-    with pytest.raises(EnvRunnerLostError, match=f"pid {victim.pid}"):
-        vec.step(np.zeros(1, int))
-    remoterl.shutdown()
-    trainer.open(cluster)
 
 
 def test_idle_env_runners_use_no_cpu(trainer: Way) -> None:

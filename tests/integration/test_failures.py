@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
-
 import envs
 import gymnasium as gym
 import numpy as np
 import pytest
 from processes import Way
 
-from remoterl.errors import EnvRunnerLostError, RemoteEnvError
+from remoterl.errors import RemoteEnvError
 
 
 def make(where: str, error: str, row: int = 2) -> gym.vector.SyncVectorEnv:
@@ -104,22 +102,6 @@ def test_calls_out_of_order(trainer: Way) -> None:
         vec.reset()
 
 
-def test_a_dead_env_runner_is_named(trainer: Way, cluster) -> None:
-    import remoterl
-
-    vec = gym.vector.SyncVectorEnv([envs.ExitingEnv] * 2)
-    vec.reset()
-    vec.step(np.zeros(2, int))
-    vec.step(np.zeros(2, int))
-    with pytest.raises(EnvRunnerLostError, match="simulator (alpha|beta)"):
-        vec.step(np.zeros(2, int))
-    start = time.monotonic()
-    vec.close()
-    assert time.monotonic() - start < 10
-    remoterl.shutdown()  # both env runners are gone: the tests that follow need new ones
-    trainer.open(cluster)
-
-
 def test_an_info_that_cannot_travel_is_named(trainer: Way) -> None:
     class Leaky(envs.CountingEnv):
         def step(self, action: int):
@@ -133,18 +115,3 @@ def test_an_info_that_cannot_travel_is_named(trainer: Way) -> None:
     with pytest.raises(RemoteEnvError, match=r"info\['handle'\] of row 0 is a lock"):
         vec.step(np.zeros(4, int))
     vec.close()
-
-
-def test_a_new_vector_env_goes_on_with_the_env_runners_that_live(trainer: Way, cluster) -> None:
-    import remoterl
-
-    vec = gym.vector.SyncVectorEnv([lambda i=i: (envs.ExitingEnv if i == 0 else envs.CountingEnv)() for i in range(2)])
-    vec.reset()
-    with pytest.raises(EnvRunnerLostError, match="simulator (alpha|beta)"):
-        for _ in range(3):
-            vec.step(np.zeros(2, int))
-    again = gym.vector.SyncVectorEnv([envs.CountingEnv] * 4)
-    assert again.reset()[0].shape == (4, 2) and len(again._core.places()) == 1
-    again.close()
-    remoterl.shutdown()
-    trainer.open(cluster)

@@ -7,6 +7,7 @@ import envs
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
+from ledger import LedgerEnv
 
 from remoterl import messages as m
 from remoterl.actors import rows as rows_module
@@ -105,3 +106,38 @@ def test_only_what_fits_is_batched_the_short_way() -> None:
     for other in ([1, 2, 3], np.zeros(3), np.zeros(2, np.float32), np.zeros((1, 3), np.float32)):
         assert not rows_module._batched([fits[0], other], batch)
     assert not rows_module._batched([np.int64(1)] * 2, np.zeros(2, np.int64))
+
+
+def test_only_a_float_under_each_key_of_each_row_is_a_table() -> None:
+    floats = [(0, {"x": 1.0, "y": np.float64(2)}, None), (1, {"x": -0.0, "y": np.float64("nan")}, None)]
+    table = rows_module._tabled(floats, 2)
+    assert isinstance(table, m.InfoTable) and table.values.dtype == np.float64
+    comparing.assert_same(table.rows(), floats)
+    for others in (
+        floats[:1],
+        [floats[0], (1, {"y": 2.0, "x": 1.0}, None)],
+        [floats[0], (1, {"x": 1.0, "y": 2.0}, None)],
+        [floats[0], (1, {"x": 1.0, "y": np.float64(2)}, ("final", {}))],
+        [(0, {"x": 1}, None), (1, {"x": 2}, None)],
+        [(0, {"_x": 1.0}, None), (1, {"_x": 2.0}, None)],
+        [(0, {"x": np.float32(1)}, None), (1, {"x": np.float32(1)}, None)],
+    ):
+        assert rows_module._tabled(others, 2) is others
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_revived_rows_start_where_their_mode_does(runner: EnvRunner, mode: AutoresetMode) -> None:
+    request = m.OpenRows(1, (4, 5), ship([LedgerEnv] * 2), m.Semantics.GYMNASIUM_SYNC, mode, b"")
+    assert isinstance(ask(runner, request), m.RowsOpened)
+    last = np.arange(8).reshape(2, 4)
+    ask(runner, m.ReviveRows(1, (70, 80), last))
+    reply = ask(runner, m.StepRows(1, np.array([1, 2])))
+    if mode == AutoresetMode.NEXT_STEP:
+        assert reply.observations.tolist() == [[0, 0, -1, 70], [0, 0, -1, 80]]
+        reply = ask(runner, m.StepRows(1, np.array([1, 2])))
+        assert reply.observations[:, :3].tolist() == [[1, 1, 1], [1, 1, 2]]
+    elif mode == AutoresetMode.DISABLED:
+        assert isinstance(reply, m.RowsFailed)
+        reply = ask(runner, m.ResetRows(1, (None, None), None, (False, True)))
+        assert reply.observations.tolist() == [[0, 1, 2, 3], [0, 0, -1, 80]]
+        assert ask(runner, m.ResetRows(1, (5, None), None, None)).observations[:, 3].tolist() == [5, -1]

@@ -1,0 +1,335 @@
+"""A trainer's env runners: placed over the simulators, replaced when they are lost, ended with the session.
+
+Ray places them, counts their units and ends them with the trainer's job; this says how many go where.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from queue import SimpleQueue
+from typing import Any, cast
+
+from remoterl import capacity
+from remoterl import messages as m
+from remoterl._logging import logger
+from remoterl.actors import directory
+from remoterl.actors.env_runner import EnvRunner
+from remoterl.channels.opening import open_channels
+from remoterl.channels.stream import Streams
+from remoterl.config import TrainerConfig
+from remoterl.errors import EnvRunnerLostError
+from remoterl.placement import plan
+from remoterl.vector.core import RunnerLink
+
+RETRY_PERIOD_S = 0.5
+ENV_RUNNER_START_S = 10.0  # a process and its imports, on a busy machine
+UNIT_BACK_S = 4.0  # until Ray counts the unit of an env runner that died as free, and some more
+PING_S = 2.0  # for simulators that may be as dead as the env runner that is replaced
+
+
+class Fleet:
+    """The env runners of one session.
+
+    Attributes:
+        runners: those that were placed and not let go, the lost ones included until they are replaced.
+        channels: which channels they have, in words.
+        restarts: how many were replaced.
+    """
+
+    def __init__(self, config: TrainerConfig, info: Callable[[], m.TrainerInfo], garbage: SimpleQueue[Any]) -> None:
+        self.runners: list[RunnerLink] = []
+        self.channels = ""
+        self.restarts = 0
+        self._config = config
+        self._reservation = config.reservation
+        self._info = info
+        self._garbage = garbage
+        self._grant: capacity.Grant | None = None
+        self._actors: list[Any] = []
+        self._streams: Streams | None = None
+        self._last_failure = ""  # of an env runner that did not come up
+        self._lock = threading.RLock()
+
+    def living(self) -> list[RunnerLink]:
+        """Those that are not known to be lost."""
+        return [runner for runner in self.runners if not runner.channel.lost]
+
+    # ---- placing ---------------------------------------------------------------------------------------------
+
+    def place(self, deadline: float, at_most: int | None = None) -> bool:
+        """Place as many as the trainer asks for (`at_most`: no more); False, with a line, where there is no unit."""
+        if self._reservation is not None:
+            reservation, self._reservation = self._reservation, None
+            return self._create_granted(capacity.take(reservation), deadline)
+        labels = self._config.labels
+        waited = False
+        wanted = self._config.total_env_runners if at_most is None else at_most
+        while True:
+            simulators = directory.find_simulators(deadline, labels=labels)
+            free = capacity.free_units(simulators, deadline)
+            if not waited and sum(free.values()) < wanted and capacity.is_autoscaling():
+                grant = capacity.wait_for_autoscaler(wanted, labels, deadline)
+                if grant is not None:
+                    return self._create_granted(grant, deadline)
+            counts = plan(free, wanted)
+            if counts:
+                places = [(one, None) for one in simulators for _ in range(counts.get(one.node_id, 0))]
+                self.runners += self._create(places, deadline)
+            if self.runners or time.monotonic() + RETRY_PERIOD_S >= deadline:
+                break
+            if not waited:
+                waited = True
+                logger.info("Waiting for a simulator with a free env runner ...")
+            time.sleep(RETRY_PERIOD_S)
+        if not self.runners:
+            self._say_why_there_is_none(simulators)
+            return False
+        if len(self.runners) < wanted:
+            logger.warning(
+                "%d env runners were asked for, only %d are free: going on with %d.",
+                wanted,
+                len(self.runners),
+                len(self.runners),
+            )
+        return True
+
+    def _create_granted(self, grant: capacity.Grant, deadline: float) -> bool:
+        """Env runners on units that are this trainer's already; nodes that the autoscaler just started among them."""
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        self._grant = grant
+        by_node: dict[str, directory.SimulatorHandle] = {}
+        up_by = max(deadline, time.monotonic() + ENV_RUNNER_START_S)
+        while not by_node.keys() >= set(grant.nodes) and time.monotonic() < up_by:
+            by_node = {simulator.node_id: simulator for simulator in directory.find_simulators(up_by)}
+            time.sleep(0 if by_node.keys() >= set(grant.nodes) else RETRY_PERIOD_S)
+        places = [
+            (by_node[node], PlacementGroupSchedulingStrategy(grant.group, placement_group_bundle_index=bundle))
+            for bundle, node in enumerate(grant.nodes)
+            if node in by_node
+        ]
+        self.runners += self._create(places, deadline)
+        if not self.runners:
+            self._say_why_there_is_none(list(by_node.values()))
+        elif len(self.runners) < len(grant.nodes):
+            logger.warning("%d env runners were granted, only %d came up.", len(grant.nodes), len(self.runners))
+        return bool(self.runners)
+
+    def _say_why_there_is_none(self, simulators: Sequence[directory.SimulatorHandle]) -> None:
+        labels = self._config.labels
+        if self._last_failure:
+            logger.error("No env runner could be started; the last one failed with: %s", self._last_failure)
+        elif simulators:
+            logger.error(
+                "All env runners of the %d simulators are taken; start another simulator, or end another trainer.",
+                len(simulators),
+            )
+        elif labels and (others := directory.simulator_nodes()):
+            logger.error(
+                "None of the cluster's %d simulators matches labels=%s. Ask for others, or start one that has them: "
+                "remoterl simulate --label KEY=VALUE",
+                len(others),
+                dict(labels),
+            )
+        else:
+            logger.error(
+                "The cluster has no simulator (0 of %d nodes). Start one on any machine with: "
+                "REMOTERL_ADDRESS=<the hub's address> remoterl simulate",
+                _num_nodes(),
+            )
+
+    def _create(self, places: Sequence[tuple[directory.SimulatorHandle, Any]], deadline: float) -> list[RunnerLink]:
+        """An env runner on each of these simulators, by Ray's scheduling strategy (None: any free unit of the node)."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        created = []
+        for simulator, strategy in places:
+            actor: Any = (
+                cast(Any, ray.remote(EnvRunner))
+                .options(
+                    num_cpus=0,
+                    resources={directory.RESOURCE: 1},
+                    scheduling_strategy=strategy or NodeAffinitySchedulingStrategy(simulator.node_id, soft=False),
+                )
+                .remote(self._info(), simulator.actor)
+            )
+            self._actors.append(actor)
+            created.append((simulator, strategy, actor, actor.ready.remote()))
+        up: list[tuple[directory.SimulatorHandle, Any, Any, m.EnvRunnerInfo]] = []
+        up_by = max(deadline, time.monotonic() + ENV_RUNNER_START_S)
+        for simulator, strategy, actor, ready in created:
+            try:
+                info = ray.get(ready, timeout=max(0.1, up_by - time.monotonic()))
+            except ray.exceptions.RayError as error:
+                # Another trainer was faster, the simulator is leaving, or its worker can't start.
+                logger.debug("an env runner on %s did not come up: %s", simulator.name, error)
+                if not isinstance(error, ray.exceptions.GetTimeoutError):
+                    self._last_failure = f"{str(error).strip().splitlines()[-1]} (on simulator {simulator.name})"
+                self._kill(actor)
+                continue
+            up.append((simulator, strategy, actor, info))
+        if self._streams is None:
+            self._streams = Streams()
+        channels, self.channels = open_channels(
+            [actor for _, _, actor, _ in up],
+            [
+                f"env runner on simulator {simulator.name} (node {simulator.node_id[:8]}, pid {info.pid})"
+                for simulator, _, _, info in up
+            ],
+            self._config.channel,
+            self._streams,
+        )
+        return [
+            RunnerLink(
+                channel=channel,
+                actor=actor,
+                simulator=simulator.name,
+                node_id=simulator.node_id,
+                pid=info.pid,
+                environments=simulator.info.environments,
+                garbage=self._garbage,
+                strategy=strategy,
+            )
+            for (simulator, strategy, actor, info), channel in zip(up, channels, strict=True)
+        ]
+
+    # ---- replacing -------------------------------------------------------------------------------------------
+
+    def replace(self, lost: RunnerLink, error: Exception, can_make: Callable[[RunnerLink], bool]) -> RunnerLink:
+        """The env runner that takes the place of a lost one, for all its rows: the same for whoever asks.
+
+        One is started on a free unit, of the same simulator if that lives. Where no unit gets free, the rows go to
+        the living env runner that has the fewest.
+
+        Args:
+            lost: it is ended, should it still live.
+            error: how it was lost, for messages.
+            can_make: has an env runner's simulator what the rows need?
+
+        Raises:
+            EnvRunnerLostError: the session's `max_restarts` are used up, or there is no place for `restart_timeout_s`.
+        """
+        with self._lock:
+            if lost.replaced_by is not None:
+                return lost.replaced_by
+            most = self._config.max_restarts
+            if 0 <= most <= self.restarts:
+                raise EnvRunnerLostError(f"{error} All of max_restarts={most} are used.") from error
+            started = time.monotonic()
+            self.give_up(lost)
+            self.restarts += 1
+            new = self._replacement(lost, started + self._config.restart_timeout_s, can_make)
+            if new is None:
+                raise EnvRunnerLostError(
+                    f"{error} No other had a free env runner within restart_timeout_s="
+                    f"{self._config.restart_timeout_s:g}; start another simulator."
+                ) from error
+            lost.replaced_by = new
+            if lost in self.runners:
+                if new in self.runners:
+                    self.runners.remove(lost)
+                else:
+                    self.runners[self.runners.index(lost)] = new
+            logger.warning(
+                "%s Its rows go on at the %s, after %.1f s; their episodes are over (truncated).",
+                str(error).partition(";")[0] + ".",
+                new.place,
+                time.monotonic() - started,
+            )
+            return new
+
+    def _replacement(
+        self, lost: RunnerLink, deadline: float, can_make: Callable[[RunnerLink], bool]
+    ) -> RunnerLink | None:
+        unit_is_back_by = time.monotonic() + UNIT_BACK_S
+        while True:
+            simulators = directory.find_simulators(min(deadline, time.monotonic() + PING_S), labels=self._config.labels)
+            free = capacity.free_units(simulators, min(deadline, time.monotonic() + PING_S))
+            simulators.sort(key=lambda one: (one.node_id != lost.node_id, -free.get(one.node_id, 0)))
+            for simulator in simulators:
+                granted = lost.strategy if simulator.node_id == lost.node_id else None  # of a unit that is still ours
+                if granted is None and free.get(simulator.node_id, 0) < 1:
+                    continue
+                for new in self._create([(simulator, granted)], min(deadline, time.monotonic() + ENV_RUNNER_START_S)):
+                    if can_make(new):
+                        return new
+                    self.let_go(new)
+            if time.monotonic() >= unit_is_back_by:
+                living = [runner for runner in self.living() if can_make(runner)]
+                if living:
+                    return min(living, key=lambda runner: runner.rows)
+            if time.monotonic() + RETRY_PERIOD_S >= deadline:
+                return None
+            time.sleep(RETRY_PERIOD_S)
+
+    # ---- ending ----------------------------------------------------------------------------------------------
+
+    def let_go_idle(self) -> bool:
+        """End the env runners that have no rows; were there any? Their units are free soon."""
+        idle = [runner for runner in self.runners if runner.rows == 0]
+        for runner in idle:
+            self.let_go(runner)
+        if not self.runners:
+            self._give_back()
+        return bool(idle)
+
+    def let_go(self, runner: RunnerLink) -> None:
+        """End one env runner that nobody needs."""
+        if runner in self.runners:
+            self.runners.remove(runner)
+        self.give_up(runner)
+
+    def give_up(self, runner: RunnerLink) -> None:
+        """End one env runner, stuck as it may be; to whoever has rows there, it is lost."""
+        runner.channel.close()
+        self._kill(runner.actor)
+
+    def end(self) -> None:
+        """End them all, those that did not come up included, and give units back that were granted."""
+        for runner in self.runners:
+            runner.channel.close()
+        for actor in list(self._actors):
+            self._kill(actor)
+        self._give_back()
+
+    def abandon(self) -> None:
+        """In a forked child: they are the parent's."""
+        for runner in self.runners:
+            runner.channel.abandon()
+
+    def _give_back(self) -> None:
+        import ray
+
+        grant, self._grant = self._grant, None
+        if grant is None or not ray.is_initialized():  # Ray would start a cluster of its own on this machine
+            return
+        try:
+            grant.give_back()
+        except Exception as error:
+            logger.debug("units were given back already: %s", error)
+
+    def _kill(self, actor: Any) -> None:
+        import ray
+
+        if actor in self._actors:
+            self._actors.remove(actor)
+        if not ray.is_initialized():  # otherwise Ray would start a cluster of its own on this machine
+            return
+        try:
+            ray.kill(actor)
+        except Exception as error:
+            logger.debug("an env runner was gone already: %s", error)
+
+
+def knows(ids: frozenset[str] | Mapping[str, Any], env_id: str) -> bool:
+    """Is the id, or (for an id without a version) any version of it, among these?"""
+    return env_id in ids or any(known.rpartition("-v")[0] == env_id for known in ids)
+
+
+def _num_nodes() -> int:
+    import ray
+
+    return sum(node["Alive"] for node in ray.nodes())

@@ -1,0 +1,258 @@
+"""A lost env runner costs its rows' current episodes, and nothing else. Real env runners, killed with -9."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import envs
+import gymnasium as gym
+import numpy as np
+import psutil
+import pytest
+from conftest import WAYS, assert_free, patched_places
+from gymnasium.vector import AutoresetMode
+from ledger import LedgerEnv
+from processes import Cluster, Way
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+
+import remoterl
+from remoterl._process import current_session
+from remoterl.errors import EnvRunnerLostError, StepTimeoutError
+
+ROWS = 4  # two on each of two env runners
+LOST = [0, 1]
+
+
+@pytest.fixture(scope="module", params=WAYS, ids=str)
+def mortal(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Way]:
+    """A session of two env runners whose env runners may be killed."""
+    before = patched_places()
+    request.param.open(cluster)
+    yield request.param
+    remoterl.shutdown()
+    assert patched_places() == before
+    assert_free(cluster)
+
+
+def kill_first() -> Any:
+    """Kill the env runner of rows 0 and 1, and see it dead."""
+    victim = current_session().runners[0]
+    process = psutil.Process(victim.pid)
+    process.kill()
+    process.wait(10)
+    return victim
+
+
+def kill_all() -> None:
+    for runner in current_session().runners:
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that an earlier test killed while nobody used it
+            process = psutil.Process(runner.pid)
+            process.kill()
+            process.wait(10)
+
+
+def actions(step: int) -> np.ndarray:
+    return np.array([step * 10 + row for row in range(ROWS)]) % 1000
+
+
+def vector_env(class_name: str, mode: AutoresetMode) -> Any:
+    return getattr(gym.vector, class_name)([LedgerEnv] * ROWS, autoreset_mode=mode)
+
+
+@pytest.mark.parametrize("class_name", ["SyncVectorEnv", "AsyncVectorEnv"])
+@pytest.mark.parametrize("when", ["between steps", "in flight"])
+def test_next_step(mortal: Way, class_name: str, when: str) -> None:
+    vec = vector_env(class_name, AutoresetMode.NEXT_STEP)
+    vec.reset(seed=7)
+    for step in range(5):
+        last = vec.step(actions(step))[0]
+    if when == "between steps":
+        victim = kill_first()
+        observations, rewards, terminations, truncations, infos = vec.step(actions(5))
+    elif class_name == "AsyncVectorEnv":
+        pid = current_session().runners[0].pid
+        os.kill(pid, signal.SIGSTOP)  # it can't answer any more
+        vec.step_async(actions(5))
+        victim = kill_first()
+        observations, rewards, terminations, truncations, infos = vec.step_wait()
+    else:
+        os.kill(current_session().runners[0].pid, signal.SIGSTOP)
+        killer = threading.Timer(0.3, kill_first)
+        victim = current_session().runners[0]
+        killer.start()
+        observations, rewards, terminations, truncations, infos = vec.step(actions(5))
+        killer.join()
+
+    assert truncations.tolist() == [True, True, False, False]
+    assert not terminations.any()
+    assert rewards.tolist() == [0, 0, 52, 53]
+    np.testing.assert_array_equal(observations[LOST], last[LOST])
+    told = infos["remoterl"]
+    assert infos["_remoterl"].tolist() == [True, True, False, False]
+    assert told["lost"].tolist() == [True, True, False, False]
+    assert told["simulator"][0] == victim.simulator and told["moved_to"][0] in ("alpha", "beta")
+    assert f"pid {victim.pid}" in told["reason"][0]
+
+    observations, rewards, terminations, truncations, infos = vec.step(actions(6))  # the new episode's reset
+    assert not (terminations | truncations).any() and "remoterl" not in infos
+    assert observations[:, 0].tolist() == [0, 0, 7, 7]
+    assert rewards.tolist() == [0, 0, 62, 63]
+    fresh_seeds = observations[LOST, 3].tolist()
+    assert len(set(fresh_seeds)) == 2 and min(fresh_seeds) >= 0 and not {7, 8} & set(fresh_seeds)
+    observations = vec.step(actions(7))[0]
+    assert observations[:, :3].tolist() == [[1, 1, 70], [1, 1, 71], [8, 8, 72], [8, 8, 73]]
+    books = vec.get_attr("book")
+    for row in (2, 3):
+        assert books[row] == tuple((step + 1, int(actions(step)[row])) for step in range(8)) or books[row] == [
+            (step + 1, int(actions(step)[row])) for step in range(8)
+        ]
+    vec.close()
+
+
+def test_same_step(mortal: Way) -> None:
+    vec = vector_env("SyncVectorEnv", AutoresetMode.SAME_STEP)
+    vec.reset(seed=7)
+    last = vec.step(actions(0))[0]
+    kill_first()
+    observations, _, terminations, truncations, infos = vec.step(actions(1))
+    assert truncations.tolist() == [True, True, False, False] and not terminations.any()
+    assert observations[:, 0].tolist() == [0, 0, 2, 2]
+    assert infos["_final_obs"].tolist() == [True, True, False, False]
+    for row in LOST:
+        np.testing.assert_array_equal(infos["final_obs"][row], last[row])
+    assert infos["remoterl"]["lost"].tolist() == [True, True, False, False]
+    assert vec.step(actions(2))[0][:, 0].tolist() == [1, 1, 3, 3]
+    vec.close()
+
+
+def test_disabled(mortal: Way) -> None:
+    vec = vector_env("SyncVectorEnv", AutoresetMode.DISABLED)
+    vec.reset(seed=7)
+    last = vec.step(actions(0))[0]
+    kill_first()
+    observations, _, _, truncations, _ = vec.step(actions(1))
+    assert truncations.tolist() == [True, True, False, False]
+    np.testing.assert_array_equal(observations[LOST], last[LOST])
+    with pytest.raises(AssertionError, match="reset it first"):
+        vec.step(actions(2))
+    vec.reset(options={"reset_mask": np.array([True, True, False, False])})
+    vec.close()
+
+
+@pytest.mark.parametrize("vec_env_class", [DummyVecEnv, SubprocVecEnv])
+def test_stable_baselines(mortal: Way, vec_env_class: Any) -> None:
+    vec = vec_env_class([LedgerEnv] * ROWS)
+    vec.seed(3)
+    vec.reset()
+    last = vec.step(actions(0))[0].copy()
+    kill_first()
+    observations, rewards, dones, infos = vec.step(actions(1))
+    assert dones.tolist() == [True, True, False, False]
+    assert rewards.tolist() == [0, 0, 12, 13]
+    assert observations[:, 0].tolist() == [0, 0, 2, 2]
+    for row in LOST:
+        np.testing.assert_array_equal(infos[row]["terminal_observation"], last[row])
+        assert infos[row]["TimeLimit.truncated"] and infos[row]["remoterl"]["lost"]
+    assert "remoterl" not in infos[2]
+    assert vec.step(actions(2))[0][:, 1].tolist() == [1, 1, 3, 3]
+    vec.close()
+
+
+def test_one_environment(mortal: Way) -> None:
+    env = gym.make("CartPole-v1")
+    env.reset(seed=1)
+    last = env.step(0)[0]
+    kill_all()
+    observation, reward, terminated, truncated, info = env.step(0)
+    np.testing.assert_array_equal(observation, last)
+    assert (reward, terminated, truncated) == (0.0, False, True) and info["remoterl"]["lost"]
+    env.reset(seed=1)
+    np.testing.assert_array_equal(env.step(0)[0], last)
+    env.close()
+
+
+def test_a_vector_env_of_the_environments_own(mortal: Way) -> None:
+    vec = gym.make_vec("CartPole-v1", num_envs=3, vectorization_mode="vector_entry_point")
+    vec.reset(seed=1)
+    last = vec.step(np.zeros(3, int))[0]
+    kill_all()
+    observations, rewards, terminations, truncations, infos = vec.step(np.zeros(3, int))
+    np.testing.assert_array_equal(observations, last)
+    assert truncations.all() and not terminations.any() and not rewards.any()
+    assert infos["remoterl"]["lost"].all()
+    assert not vec.step(np.zeros(3, int))[3].any()
+    vec.close()
+
+
+def test_a_reset_goes_on_as_if_nothing_had_been(mortal: Way, locally: Callable[..., Any]) -> None:
+    vec = gym.make_vec("CartPole-v1", num_envs=ROWS, vectorization_mode="sync")
+    first = vec.reset(seed=11)[0].copy()
+    kill_first()
+    again, infos = vec.reset(seed=11)
+    np.testing.assert_array_equal(again, first)
+    assert "remoterl" not in infos
+    vec.close()
+
+
+def test_a_call_goes_on_and_the_next_step_tells(mortal: Way) -> None:
+    vec = vector_env("SyncVectorEnv", AutoresetMode.NEXT_STEP)
+    vec.reset(seed=7)
+    vec.step(actions(0))
+    kill_first()
+    assert [len(book) for book in vec.get_attr("book")] == [0, 0, 1, 1]
+    _, _, _, truncations, infos = vec.step(actions(1))
+    assert truncations.tolist() == [True, True, False, False] and "remoterl" in infos
+    assert vec.step(actions(2))[0][:, 0].tolist() == [0, 0, 3, 3]
+    vec.close()
+
+
+def test_a_new_vector_env_after_all_env_runners_died(mortal: Way) -> None:
+    kill_all()
+    vec = gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="sync")
+    assert vec.reset(seed=1)[0].shape == (2, 4)
+    vec.close()
+
+
+def test_a_step_that_hangs(cluster: Cluster, mortal: Way) -> None:
+    class Hanging(LedgerEnv):
+        def step(self, action: int) -> Any:
+            if action == 999:
+                time.sleep(1000)
+            return super().step(action)
+
+    remoterl.shutdown()
+    mortal.open(cluster, step_timeout_s=1.0)
+    vec = gym.vector.AsyncVectorEnv([Hanging] * ROWS)
+    vec.reset(seed=1)
+    stuck = psutil.Process(current_session().runners[0].pid)
+    with pytest.raises(StepTimeoutError, match=r"step_timeout_s=1 from rows 0 to 1 on simulator"):
+        vec.step(np.array([999, 1, 1, 1]))
+    stuck.wait(10)
+    observations, infos = vec.reset(seed=1)
+    assert observations[:, 0].tolist() == [0] * ROWS and "remoterl" not in infos
+    assert vec.step(actions(0))[0][:, 0].tolist() == [1] * ROWS
+    vec.close()
+    remoterl.shutdown()
+    mortal.open(cluster)
+
+
+def test_no_restarts(cluster: Cluster, mortal: Way) -> None:
+    remoterl.shutdown()
+    mortal.open(cluster, max_restarts=0)
+    vec = gym.vector.SyncVectorEnv([envs.CountingEnv] * 2)
+    vec.reset()
+    victim = kill_first()
+    with pytest.raises(EnvRunnerLostError, match=f"pid {victim.pid}.*max_restarts=0"):
+        vec.step(np.zeros(2, int))
+    vec.close()
+    again = gym.vector.SyncVectorEnv([envs.CountingEnv] * 4)  # with the one that lives
+    assert again.reset()[0].shape == (4, 2) and victim.simulator not in again._core.places()
+    again.close()
+    remoterl.shutdown()
+    mortal.open(cluster)
