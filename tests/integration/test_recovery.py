@@ -26,6 +26,8 @@ from remoterl._process import current_session
 from remoterl.errors import EnvRunnerLostError, StepTimeoutError
 
 ROWS = 4  # two on each of two env runners
+# For what the trainer's side does, whichever way it heard of the loss.
+one_way = pytest.mark.parametrize("mortal", WAYS[:1], ids=str, indirect=True, scope="module")
 LOST = [0, 1]
 
 
@@ -115,6 +117,7 @@ def test_next_step(mortal: Way, class_name: str, when: str) -> None:
     vec.close()
 
 
+@one_way
 def test_same_step(mortal: Way) -> None:
     vec = vector_env("SyncVectorEnv", AutoresetMode.SAME_STEP)
     vec.reset(seed=7)
@@ -131,6 +134,7 @@ def test_same_step(mortal: Way) -> None:
     vec.close()
 
 
+@one_way
 def test_disabled(mortal: Way) -> None:
     vec = vector_env("SyncVectorEnv", AutoresetMode.DISABLED)
     vec.reset(seed=7)
@@ -145,6 +149,7 @@ def test_disabled(mortal: Way) -> None:
     vec.close()
 
 
+@one_way
 @pytest.mark.parametrize("vec_env_class", [DummyVecEnv, SubprocVecEnv])
 def test_stable_baselines(mortal: Way, vec_env_class: Any) -> None:
     vec = vec_env_class([LedgerEnv] * ROWS)
@@ -164,6 +169,7 @@ def test_stable_baselines(mortal: Way, vec_env_class: Any) -> None:
     vec.close()
 
 
+@one_way
 def test_one_environment(mortal: Way) -> None:
     env = gym.make("CartPole-v1")
     env.reset(seed=1)
@@ -177,6 +183,7 @@ def test_one_environment(mortal: Way) -> None:
     env.close()
 
 
+@one_way
 def test_a_vector_env_of_the_environments_own(mortal: Way) -> None:
     vec = gym.make_vec("CartPole-v1", num_envs=3, vectorization_mode="vector_entry_point")
     vec.reset(seed=1)
@@ -200,6 +207,7 @@ def test_a_reset_goes_on_as_if_nothing_had_been(mortal: Way, locally: Callable[.
     vec.close()
 
 
+@one_way
 def test_a_call_goes_on_and_the_next_step_tells(mortal: Way) -> None:
     vec = vector_env("SyncVectorEnv", AutoresetMode.NEXT_STEP)
     vec.reset(seed=7)
@@ -242,6 +250,7 @@ def test_a_step_that_hangs(cluster: Cluster, mortal: Way) -> None:
     mortal.open(cluster)
 
 
+@pytest.mark.parametrize("mortal", WAYS[1:], ids=str, indirect=True, scope="module")
 def test_no_restarts(cluster: Cluster, mortal: Way) -> None:
     remoterl.shutdown()
     mortal.open(cluster, max_restarts=0)

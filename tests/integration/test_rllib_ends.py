@@ -52,7 +52,7 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
-@pytest.mark.parametrize("kind", ["driver", "client"])
+@pytest.mark.parametrize("kind", ["client"])
 def test_too_few_units(rllib_cluster: Cluster, kind: str, caplog: pytest.LogCaptureFixture) -> None:
     before = patched_places()
     assert remoterl.init(KEY, address=rllib_cluster.address(kind), timeout_s=2)
@@ -75,7 +75,7 @@ def test_too_few_units(rllib_cluster: Cluster, kind: str, caplog: pytest.LogCapt
     assert_no_rllib_left(rllib_cluster)
 
 
-@pytest.mark.parametrize("kind", ["driver", "client"])
+@pytest.mark.parametrize("kind", ["client"])
 def test_what_is_registered_before_init(rllib_cluster: Cluster, node_names: Any, kind: str) -> None:
     import rllib_envs
 

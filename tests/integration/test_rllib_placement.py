@@ -16,7 +16,6 @@ from remoterl.patches.backend import backend
 
 pytest.importorskip("ray.rllib")
 
-from ray.rllib.algorithms.appo import APPOConfig
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.impala import IMPALAConfig
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
@@ -25,9 +24,9 @@ SMALL: dict[str, Any] = {"train_batch_size_per_learner": 128, "minibatch_size": 
 NET = {"fcnet_hiddens": [16]}
 
 
-def small_ppo(env: Any = "CartPole-v1", **env_config: Any) -> PPOConfig:
+def small_ppo(env: Any = "CartPole-v1", num_env_runners: int = 1, **env_config: Any) -> PPOConfig:
     config = PPOConfig().environment(env, env_config=env_config)
-    return config.env_runners(num_env_runners=2).training(**SMALL).rl_module(model_config=NET)
+    return config.env_runners(num_env_runners=num_env_runners).training(**SMALL).rl_module(model_config=NET)
 
 
 def node_of() -> Any:
@@ -39,6 +38,11 @@ def where(algo: Any, group: str = "env_runner_group") -> list[str]:
     return getattr(algo, group).foreach_env_runner(node_of(), local_env_runner=False)
 
 
+def on_simulators(names: list[str], number: int) -> bool:
+    """So many env runners, each on a simulator, two of them on both."""
+    return len(names) == number and set(names) <= {"alpha", "beta"} and len(set(names)) == min(number, 2)
+
+
 def free_units() -> int:
     """As `make_room` sees them."""
     from remoterl import capacity
@@ -48,7 +52,7 @@ def free_units() -> int:
 
 
 def test_build_algo_spreads_training_and_evaluation(rllib_session: str, node_names: Any) -> None:
-    config = small_ppo().evaluation(evaluation_num_env_runners=2, evaluation_interval=1)
+    config = small_ppo(num_env_runners=2).evaluation(evaluation_num_env_runners=2, evaluation_interval=1)
     before = config.to_dict()
     algo = config.build_algo()
     assert node_names(where(algo)) == ["alpha", "beta"]
@@ -69,15 +73,15 @@ def test_build_algo_spreads_training_and_evaluation(rllib_session: str, node_nam
 @in_cluster_only
 @pytest.mark.parametrize("build", ["class", "dict", "build"])
 def test_every_way_to_build(rllib_session: str, node_names: Any, build: str) -> None:
-    config = small_ppo()
+    config = small_ppo(num_env_runners=2 if build == "build" else 1)
     if build == "class":
         algo = PPO(config=config)
     elif build == "dict":
-        algo = PPO(config={"env": "CartPole-v1", "num_env_runners": 2, "num_envs_per_env_runner": 3, **SMALL})
+        algo = PPO(config={"env": "CartPole-v1", "num_env_runners": 1, "num_envs_per_env_runner": 3, **SMALL})
         assert algo.config.num_envs_per_env_runner == 3
     else:
         algo = config.build()
-    assert node_names(where(algo)) == ["alpha", "beta"]
+    assert on_simulators(node_names(where(algo)), 2 if build == "build" else 1)
     algo.train()
     algo.stop()
 
@@ -101,7 +105,7 @@ def asynchronous(config: Any) -> Any:
 
 
 def multi_agent() -> Any:
-    config = small_ppo(rllib_envs.TwoCartPoles)
+    config = small_ppo(rllib_envs.TwoCartPoles, num_env_runners=2)
     return config.multi_agent(policies={"left", "right"}, policy_mapping_fn=lambda agent, *_, **__: agent)
 
 
@@ -121,7 +125,7 @@ def test_algorithms(rllib_session: str, node_names: Any, make: Any) -> None:
 
 def test_learners_stay_at_the_hub(rllib_session: str, node_names: Any) -> None:
     algo = small_ppo().learners(num_learners=1).build_algo()
-    assert node_names(where(algo)) == ["alpha", "beta"]
+    assert on_simulators(node_names(where(algo)), 1)
     learners = algo.learner_group.foreach_learner(node_of())
     assert node_names(learner.get() for learner in learners.result_or_errors) == ["hub"]
     algo.train()
@@ -133,14 +137,6 @@ def test_own_custom_resources_and_units_stay(rllib_session: str) -> None:
     config = small_ppo().env_runners(num_env_runners=1, custom_resources_per_env_runner={"env_runner": 2})
     algo = config.build_algo()
     assert free_units() == 6
-    algo.stop()
-
-
-@in_cluster_only
-def test_appo(rllib_session: str, node_names: Any) -> None:
-    algo = asynchronous(APPOConfig()).build_algo()
-    assert node_names(where(algo)) == ["alpha", "beta"]
-    assert algo.train()["training_iteration"] == 1
     algo.stop()
 
 
@@ -173,7 +169,7 @@ def check_environment(rllib_session: str, node_names: Any, env: str) -> None:
         config = small_ppo("OnTrainer-v0", size=5)
     try:
         algo = config.env_runners(num_envs_per_env_runner=2).build_algo()
-        assert node_names(where(algo)) == ["alpha", "beta"]
+        assert on_simulators(node_names(where(algo)), 1)
         spaces = algo.env_runner_group.get_spaces()
         assert spaces["default_policy"][0].shape == ((3,) if env in ("id", "module:id") else (5,))
         indices = [
@@ -184,7 +180,7 @@ def check_environment(rllib_session: str, node_names: Any, env: str) -> None:
             for episode in episodes
         ]
         if env in ("class", "register_env"):
-            assert set(indices) == {1.0, 2.0}  # EnvContext arrives
+            assert set(indices) == {1.0}  # EnvContext arrives
         algo.train()
         algo.stop()
     finally:
@@ -201,7 +197,7 @@ def test_pettingzoo(rllib_session: str, node_names: Any) -> None:
     tune.register_env("zoo", lambda _: ParallelPettingZooEnv(petting_zoo_env.Meeting()))
     config = small_ppo("zoo").multi_agent(policies={"all"}, policy_mapping_fn=lambda *_, **__: "all")
     algo = config.build_algo()
-    assert node_names(where(algo)) == ["alpha", "beta"]
+    assert on_simulators(node_names(where(algo)), 1)
     algo.train()
     algo.stop()
 
@@ -224,5 +220,5 @@ def test_connectors_run_beside_the_environment(rllib_session: str, node_names: A
     config = small_ppo().env_runners(env_to_module_connector=lambda env, spaces, device: FlattenObservations())
     algo = config.build_algo()
     algo.train()
-    assert node_names(where(algo)) == ["alpha", "beta"]
+    assert on_simulators(node_names(where(algo)), 1)
     algo.stop()

