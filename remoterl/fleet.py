@@ -213,56 +213,67 @@ class Fleet:
             EnvRunnerLostError: the session's `max_restarts` are used up, or there is no place for `restart_timeout_s`.
         """
         with self._lock:
-            if lost.replaced_by is not None:
+            if lost.replaced_by is not None and can_make(lost.replaced_by):
                 return lost.replaced_by
-            most = self._config.max_restarts
-            if 0 <= most <= self.restarts:
-                raise EnvRunnerLostError(f"{error} All of max_restarts={most} are used.") from error
+            left = (
+                self._config.max_restarts - self.restarts if self._config.max_restarts >= 0 else len(self.runners) + 1
+            )
+            if left <= 0:
+                raise EnvRunnerLostError(
+                    f"{error} All of max_restarts={self._config.max_restarts} are used."
+                ) from error
+            # Those that went with it, with their simulator, are started at the same time.
+            others = [one for one in self.runners if one is not lost and one.channel.lost and one.replaced_by is None]
+            batch = [lost, *others][:left]
             started = time.monotonic()
-            self.give_up(lost)
-            self.restarts += 1
-            new = self._replacement(lost, started + self._config.restart_timeout_s, can_make)
-            if new is None:
+            for one in batch:
+                self.give_up(one)
+            found = self._find_places(batch, started + self._config.restart_timeout_s, can_make)
+            if not found:
                 raise EnvRunnerLostError(
                     f"{error} No other had a free env runner within restart_timeout_s="
                     f"{self._config.restart_timeout_s:g}; start another simulator."
                 ) from error
-            lost.replaced_by = new
-            if lost in self.runners:
-                if new in self.runners:
-                    self.runners.remove(lost)
-                else:
-                    self.runners[self.runners.index(lost)] = new
-            logger.warning(
-                "%s Its rows go on at the %s, after %.1f s; their episodes are over (truncated).",
-                str(error).partition(";")[0] + ".",
-                new.place,
-                time.monotonic() - started,
-            )
-            return new
+            for one, new in zip(batch, found, strict=False):
+                self._put_in_place(one, new)
+                logger.warning(
+                    "The env runner on %s is lost; its rows go on at %s, after %.1f s. Their episodes are over.",
+                    one.place,
+                    new.place,
+                    time.monotonic() - started,
+                )
+            return found[0]
 
-    def _replacement(
-        self, lost: RunnerLink, deadline: float, can_make: Callable[[RunnerLink], bool]
-    ) -> RunnerLink | None:
+    def _put_in_place(self, lost: RunnerLink, new: RunnerLink) -> None:
+        self.restarts += 1
+        lost.replaced_by = new
+        if lost in self.runners:
+            if new in self.runners:
+                self.runners.remove(lost)
+            else:
+                self.runners[self.runners.index(lost)] = new
+
+    def _find_places(
+        self, batch: Sequence[RunnerLink], deadline: float, can_make: Callable[[RunnerLink], bool]
+    ) -> list[RunnerLink]:
+        """An env runner for the first of the batch at least, in its order; none where time ran out."""
         unit_is_back_by = time.monotonic() + UNIT_BACK_S
         while True:
-            simulators = directory.find_simulators(min(deadline, time.monotonic() + PING_S), labels=self._config.labels)
-            free = capacity.free_units(simulators, min(deadline, time.monotonic() + PING_S))
-            simulators.sort(key=lambda one: (one.node_id != lost.node_id, -free.get(one.node_id, 0)))
-            for simulator in simulators:
-                granted = lost.strategy if simulator.node_id == lost.node_id else None  # of a unit that is still ours
-                if granted is None and free.get(simulator.node_id, 0) < 1:
-                    continue
-                for new in self._create([(simulator, granted)], min(deadline, time.monotonic() + ENV_RUNNER_START_S)):
-                    if can_make(new):
-                        return new
-                    self.let_go(new)
+            ping_by = min(deadline, time.monotonic() + PING_S)
+            simulators = directory.find_simulators(ping_by, labels=self._config.labels)
+            places = _places(batch, simulators, capacity.free_units(simulators, ping_by))
+            up = self._create(places, min(deadline, time.monotonic() + ENV_RUNNER_START_S)) if places else []
+            up.sort(key=can_make, reverse=True)
+            if up and can_make(up[0]):
+                return up
+            for new in up:
+                self.give_up(new)
             if time.monotonic() >= unit_is_back_by:
-                living = [runner for runner in self.living() if can_make(runner)]
+                living = sorted(filter(can_make, self.living()), key=lambda runner: runner.rows)
                 if living:
-                    return min(living, key=lambda runner: runner.rows)
+                    return [living[index % len(living)] for index in range(len(batch))]
             if time.monotonic() + RETRY_PERIOD_S >= deadline:
-                return None
+                return []
             time.sleep(RETRY_PERIOD_S)
 
     # ---- ending ----------------------------------------------------------------------------------------------
@@ -322,6 +333,25 @@ class Fleet:
             ray.kill(actor)
         except Exception as error:
             logger.debug("an env runner was gone already: %s", error)
+
+
+def _places(
+    batch: Sequence[RunnerLink], simulators: Sequence[directory.SimulatorHandle], free: Mapping[str, int]
+) -> list[tuple[directory.SimulatorHandle, Any]]:
+    """Where to start an env runner for each lost one, as `_create` takes it: its own simulator if that has a unit."""
+    free = dict(free)
+    places: list[tuple[directory.SimulatorHandle, Any]] = []
+    for lost in batch:
+        own = [one for one in simulators if one.node_id == lost.node_id]
+        if own and lost.strategy is not None:  # its unit was granted, and is still ours
+            places.append((own[0], lost.strategy))
+            continue
+        with_units = [one for one in simulators if free.get(one.node_id, 0) >= 1]
+        if with_units:
+            best = max(with_units, key=lambda one: (one.node_id == lost.node_id, free[one.node_id]))
+            free[best.node_id] -= 1
+            places.append((best, None))
+    return places
 
 
 def knows(ids: frozenset[str] | Mapping[str, Any], env_id: str) -> bool:

@@ -110,9 +110,14 @@ class Network:
             f"SetEnv PATH={self._python.parent}:{_PATH}\n"
         )
         shutil.copy(self.key.with_suffix(".pub"), folder / "authorized_keys")
+        kept = ""
+        if ROOT.is_relative_to("/tmp"):  # a checkout that the host's own /tmp would hide
+            place = folder / "tmp" / ROOT.relative_to("/tmp")
+            place.mkdir(parents=True)
+            kept = f"mount --bind {ROOT} {place}; "
         script = (
-            "mkdir -p /run/sshd /host; "
-            f"mount --bind {folder} /host; mount --bind /host/profile /etc/profile; mount --bind /host/tmp /tmp; "
+            f"mkdir -p /run/sshd /host; {kept}"
+            f"mount --rbind {folder} /host; mount --bind /host/profile /etc/profile; mount --rbind /host/tmp /tmp; "
             "mount --bind /host/passwd /etc/passwd; "  # ssh reads there where the user's home is
             "ip link set lo up; "
             "until ip link show eth0 >/dev/null 2>&1; do sleep 0.1; done; "

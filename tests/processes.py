@@ -176,10 +176,10 @@ class Way:
         return self.connection == "client" and self.channel == "actor"
 
     def open(self, cluster: Cluster, **arguments: Any) -> None:
-        """Two env runners, one on each simulator."""
+        """Two env runners, one on each simulator; `arguments` are `init`'s."""
         import remoterl
         from remoterl._process import current_session
 
         address = cluster.address(self.connection)
-        assert remoterl.init(KEY, address=address, num_env_runners=2, channel=self.channel, **arguments)
+        assert remoterl.init(KEY, address=address, channel=self.channel, **{"num_env_runners": 2, **arguments})
         assert {runner.channel.name for runner in current_session().runners} == {self.channel}

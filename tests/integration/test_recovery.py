@@ -18,7 +18,7 @@ import pytest
 from conftest import WAYS, assert_free, patched_places
 from gymnasium.vector import AutoresetMode
 from ledger import LedgerEnv
-from processes import Cluster, Way
+from processes import SIMULATOR_PYTHON, Cluster, Process, Way
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 import remoterl
@@ -264,4 +264,35 @@ def test_no_restarts(cluster: Cluster, mortal: Way) -> None:
     assert again.reset()[0].shape == (4, 2) and victim.simulator not in again._core.places()
     again.close()
     remoterl.shutdown()
+    mortal.open(cluster)
+
+
+@pytest.mark.parametrize("how", ["kill", "terminate"])
+def test_a_simulator_is_gone(cluster: Cluster, mortal: Way, how: str) -> None:
+    """With all its env runners: their rows go on at the other simulators."""
+    remoterl.shutdown()
+    command = [str(SIMULATOR_PYTHON), "-m", "remoterl", "simulate", "--name", "gamma", "--max-env-runners", "64"]
+    gamma = Process(*command, REMOTERL_ADDRESS=cluster.gcs_address)
+    try:
+        gamma.wait_for("is up")
+        mortal.open(cluster, num_env_runners=4)
+        vec = vector_env("SyncVectorEnv", AutoresetMode.NEXT_STEP)
+        vec.reset(seed=7)
+        vec.step(actions(0))
+        lost = vec._core.places()["gamma"]
+        assert 0 < len(lost) < ROWS
+        getattr(gamma.process, how)()
+        gamma.process.wait(60)
+        truncations = np.zeros(ROWS, bool)
+        for step in range(1, 4):
+            truncations |= vec.step(actions(step))[3]
+        assert np.flatnonzero(truncations).tolist() == lost
+        assert set(vec._core.places()) <= {"alpha", "beta"}
+        for row, book in enumerate(vec.get_attr("book")):
+            if row not in lost:
+                assert list(book) == [(step + 1, int(actions(step)[row])) for step in range(4)]
+        vec.close()
+    finally:
+        remoterl.shutdown()
+        gamma.end()
     mortal.open(cluster)
