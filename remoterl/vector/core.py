@@ -341,7 +341,6 @@ class VectorCore:
         """The step in which the trainer hears that the part's episodes are over."""
         part = self._parts[index]
         seeds, last = self._new_seeds(part), self._seen[index]
-        fresh = None
         if recovery.starts_at_once(self._semantics, self._mode):
             fresh = self._ask_part(part, m.ResetRows(part.id, seeds, None, None))
         else:

@@ -130,7 +130,6 @@ class _Counts:
         self.num_envs = num_envs
 
     _add_info = VectorEnv._add_info
-    _init_info_arrays = getattr(VectorEnv, "_init_info_arrays", None)
 
 
 def _is_batched(semantics: m.Semantics) -> bool:
