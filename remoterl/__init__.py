@@ -75,6 +75,7 @@ def init(
     max_restarts: int = 1000,
     restart_timeout_s: float = 60.0,
     step_timeout_s: float | None = 600.0,
+    rejoin_timeout_s: float = 600.0,
 ) -> bool:
     """Connect this process, as a trainer or as a simulator.
 
@@ -94,8 +95,8 @@ def init(
             machine. A simulator that finds none starts the hub too.
         name: simulator: its name; by default the host's name and a short id.
         labels: simulator: labels of its Ray node. Trainer: only simulators that match are used; Ray's label
-            selectors: "value", "!value", "in(one,two)", "!in(one,two)" (RLlib places its own env runners and
-            does not ask for them).
+            selectors: "value", "!value", "in(one,two)", "!in(one,two)"; RLlib's env runners keep to
+            them too.
         channel: trainer: how steps travel; "auto" chooses.
         timeout_s: seconds to reach the hub and the simulators.
         runtime_env: trainer: handed to Ray as it is.
@@ -104,7 +105,9 @@ def init(
         max_restarts: trainer: how many lost env runners the session replaces before a loss raises
             `EnvRunnerLostError`; -1: any number.
         restart_timeout_s: trainer: seconds to find a place for a lost env runner's rows.
-        step_timeout_s: trainer: seconds that a step or a reset may take before it raises `StepTimeoutError`; None: any.
+        step_timeout_s: trainer: seconds that a step, a reset or any other call to an environment may take before it
+            raises `StepTimeoutError`; None: any.
+        rejoin_timeout_s: simulator: seconds that it tries to come back once it has lost the hub; 0: it does not.
 
     Returns:
         True: connected (simulator: it served, and left in order). False: the hub or the simulators could not be
@@ -135,6 +138,7 @@ def init(
         max_restarts=max_restarts,
         restart_timeout_s=restart_timeout_s,
         step_timeout_s=step_timeout_s,
+        rejoin_timeout_s=rejoin_timeout_s,
     )
 
 
@@ -171,6 +175,8 @@ def describe(
         Plain dicts, lists, strings and numbers. `simulators`: name, node_id, host, labels, versions, units and
         free_units of `env_runner`, environments (ids), steps, and env_runners (pid, rows, steps, channel, trainer).
         `trainers`: session_id, name, host, pid, restarts (of lost env runners), env_runners, rows, steps, channels.
+        `unused_simulators`: name, node_id, labels, units and free_units of nodes that an autoscaler or `ray up` started
+        and that no trainer has used yet; what else they have is known then.
         `simulators_without_actor`: names of nodes that do not answer.
 
     Raises:
@@ -194,7 +200,7 @@ def check(
     """Are so many env runners free now, on simulators of these labels? Nothing is held; `reserve` does that.
 
     Raises:
-        As `describe`.
+        RemoteRLError: as `describe`, and the others that it names.
     """
     from remoterl import capacity
 
@@ -243,7 +249,7 @@ def release(
         False where there is no such reservation (any more).
 
     Raises:
-        As `describe`.
+        RemoteRLError: as `describe`, and the others that it names.
     """
     from remoterl import capacity
 

@@ -38,6 +38,8 @@ def init(**arguments: Any) -> bool:
         _arguments = arguments
         if isinstance(config, TrainerConfig):
             _session = open_session(config)
+            if _session is None:
+                logger.warning("init() returns False. A script that goes on makes its environments on this machine.")
             return _session is not None
         _simulator = SimulatorRun(config)
     return _serve(_simulator)

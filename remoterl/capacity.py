@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,8 +16,9 @@ from typing import Any, cast
 
 from remoterl import messages as m
 from remoterl._logging import ensure_visible, logger
-from remoterl._version import __version__
+from remoterl._protocol import spoken
 from remoterl.actors import directory
+from remoterl.actors import simulator as simulators_view
 from remoterl.actors.reservations import Reservations, make_group, remove_group
 from remoterl.cluster.connection import connect
 from remoterl.config import find_address, find_api_key, positive_int, positive_number
@@ -55,22 +57,24 @@ def connected(address: str | None, api_key: str | None, timeout_s: float) -> Ite
         connection.close()
 
 
-def describe(labels: Mapping[str, str] | None, timeout_s: float, create: bool = True) -> dict[str, Any]:
-    """See `remoterl.describe`. `create`: ask nodes, too, that no trainer has used yet."""
+def describe(labels: Mapping[str, str] | None, timeout_s: float) -> dict[str, Any]:
+    """See `remoterl.describe`. It makes no `Simulator` actor: with one, an idle node is not idle to an autoscaler."""
     deadline = time.monotonic() + timeout_s
     selector = check_selector(labels)
-    simulators = directory.find_simulators(deadline, create=create, labels=selector)
-    known = {simulator.node_id for simulator in simulators}
+    simulators = directory.find_simulators(deadline, create=False, labels=selector)
+    unused = directory.unused_nodes(selector)
+    known = {*(simulator.node_id for simulator in simulators), *(node["NodeID"] for node in unused)}
     silent = [node["NodeName"] for node in directory.simulator_nodes(selector) if node["NodeID"] not in known]
-    return summarize(simulators, silent, free_units(simulators, deadline))
+    return summarize(simulators, unused, silent, free_units(simulators, deadline, unused))
 
 
 def check(num_env_runners: int, labels: Mapping[str, str] | None, timeout_s: float) -> bool:
     """See `remoterl.check`."""
     wanted = positive_int("num_env_runners", num_env_runners)
     deadline = time.monotonic() + timeout_s
-    simulators = directory.find_simulators(deadline, labels=check_selector(labels))
-    return sum(free_units(simulators, deadline).values()) >= wanted
+    selector = check_selector(labels)
+    simulators = directory.find_simulators(deadline, create=False, labels=selector)
+    return sum(free_units(simulators, deadline, directory.unused_nodes(selector)).values()) >= wanted
 
 
 def reserve(num_env_runners: int, labels: Mapping[str, str] | None, ttl_s: float, timeout_s: float) -> m.Reservation:
@@ -84,10 +88,11 @@ def reserve(num_env_runners: int, labels: Mapping[str, str] | None, ttl_s: float
     reservation_id = ray.get(keeper.reserve.remote(wanted, selector, ttl_s, timeout_s))
     if reservation_id is None:
         deadline = time.monotonic() + timeout_s
-        simulators = directory.find_simulators(deadline, labels=selector)
-        free, total = sum(free_units(simulators, deadline).values()), sum(one.units for one in simulators)
+        simulators, unused = directory.find_simulators(deadline, False, selector), directory.unused_nodes(selector)
+        free = sum(free_units(simulators, deadline, unused).values())
+        total = sum(one.units for one in simulators) + sum(directory.units_of(node) for node in unused)
         raise CapacityError(
-            f"{wanted} env runners can't be reserved: the {len(simulators)} simulators"
+            f"{wanted} env runners can't be reserved: the {len(simulators) + len(unused)} simulators"
             + (f" with {_shown(selector)}" if selector else "")
             + f" have {free} free of {total}, and that did not change within {timeout_s:g} s. Ask for fewer, end "
             "another trainer, or start another simulator (`remoterl simulate`)."
@@ -107,11 +112,58 @@ def release(reservation: m.Reservation | str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Grant:
-    """Units that are this trainer's alone, by a placement group. `nodes`: of each bundle, a unit each."""
+    """Units that are this trainer's alone, by placement groups.
 
-    group: Any
+    `bundles`: of each unit, its group and the number of its bundle there. `nodes`: of each unit, where it is.
+    """
+
+    bundles: tuple[tuple[Any, int], ...]
     nodes: tuple[str, ...]
     reservation: str | None = None
+    _handed_out: set[int] = dataclasses.field(default_factory=set)
+
+    @classmethod
+    def of(cls, groups: Sequence[Any], reservation: str | None = None) -> Grant:
+        """All units of these groups, where they are now."""
+        from ray.util.placement_group import placement_group_table
+
+        table = placement_group_table()
+        bundles, nodes = [], []
+        for group in groups:
+            places = table[group.id.hex()]["bundles_to_node_id"]
+            bundles += [(group, bundle) for bundle in sorted(places)]
+            nodes += [places[bundle] for bundle in sorted(places)]
+        return cls(tuple(bundles), tuple(nodes), reservation)
+
+    def free_units(self) -> list[int]:
+        """Those that no actor is in, as Ray's scheduler sees them."""
+        import ray
+
+        free = ray.available_resources()
+        names = [f"{directory.RESOURCE}_group_{bundle}_{group.id.hex()}" for group, bundle in self.bundles]
+        return [unit for unit, name in enumerate(names) if free.get(name, 0) >= 1]
+
+    def take(self, at_most: int | None = None) -> list[int]:
+        """Free units, for actors that start right away: Ray's scheduler does not see those in there at once."""
+        free = self.free_units()
+        self._handed_out.intersection_update(free)
+        taken = ([unit for unit in free if unit not in self._handed_out] or free)[:at_most]
+        self._handed_out.update(taken)
+        return taken
+
+    def looked_at_again(self) -> Grant:
+        """With the nodes of now: Ray moves the bundles of a simulator that is gone to another, where it can."""
+        return dataclasses.replace(self, nodes=Grant.of(self._groups()).nodes)
+
+    def strategy(self, unit: int) -> Any:
+        """Ray's scheduling strategy for an actor in this unit."""
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        group, bundle = self.bundles[unit]
+        return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
+
+    def _groups(self) -> list[Any]:
+        return list({group.id: group for group, _ in self.bundles}.values())
 
     def give_back(self) -> None:
         """Let the units go; env runners in them end."""
@@ -120,7 +172,8 @@ class Grant:
         if self.reservation is not None:
             ray.get(_keeper().release.remote(self.reservation), timeout=10.0)
         else:
-            remove_group(self.group)
+            for group in self._groups():
+                remove_group(group)
 
 
 def take(reservation: str) -> Grant:
@@ -134,42 +187,53 @@ def take(reservation: str) -> Grant:
     group = ray.get(_keeper().take.remote(reservation, ray.get_runtime_context().get_job_id()))
     if isinstance(group, str):
         raise CapacityError(f"The reservation {reservation} can't be used: {group}. Reserve again (remoterl.reserve).")
-    return Grant(group, _nodes_of(group), reservation)
+    return Grant.of([group], reservation)
 
 
 def wait_for_autoscaler(num_env_runners: int, labels: Mapping[str, str], deadline: float) -> Grant | None:
-    """Ask Ray for all these units at once, which makes its autoscaler start what is missing, and wait for them.
+    """Ask Ray for all these units, which makes its autoscaler start what is missing, and wait for them.
+
+    A placement group each: Ray's autoscaler starts nothing for a group that is more than it may ever start.
 
     Returns:
-        None where they are not all there at `deadline`; nothing is asked for any more then.
+        Those that are there at `deadline`, None where none is; nothing more is asked for then.
     """
-    group = make_group(num_env_runners, labels)
+    pending = [make_group(1, labels) for _ in range(num_env_runners)]
+    there: list[Any] = []
     started = last = time.monotonic()
+    at_most = f", {deadline - started:.0f} s at most" if math.isfinite(deadline) else ""
     shown = ""
     try:
-        while not group.wait(max(0.1, min(1.0, deadline - time.monotonic()))):
+        while True:
+            created = _created()
+            there += [group for group in pending if group.id.hex() in created]
+            pending = [group for group in pending if group.id.hex() not in created]
             now = time.monotonic()
-            if now >= deadline:
-                remove_group(group)
-                return None
-            progress = _autoscalers_progress()
+            if not pending or now >= deadline:
+                break
+            nodes = len(directory.simulator_nodes(labels))
+            progress = f"{len(there)} on {nodes} simulators so far; {_autoscalers_progress()}"
             if progress != shown or now - last >= PROGRESS_PERIOD_S:
                 shown, last = progress, now
                 logger.info(
-                    "Waiting for %d env runners, %.0f s so far, %.0f s at most: %s",
-                    num_env_runners, now - started, deadline - started, progress,
+                    "Waiting for %d env runners, %.0f s so far%s: %s",
+                    num_env_runners, now - started, at_most, progress,
                 )  # fmt: skip
+            time.sleep(max(0.0, min(RETRY_PERIOD_S, deadline - now)))
     except BaseException:
-        remove_group(group)
+        pending += there
         raise
-    return Grant(group, _nodes_of(group))
+    finally:
+        for group in pending:
+            remove_group(group)
+    return Grant.of(there) if there else None
 
 
-def _nodes_of(group: Any) -> tuple[str, ...]:
+def _created() -> set[str]:
+    """The ids of the placement groups that have their units."""
     from ray.util.placement_group import placement_group_table
 
-    nodes = placement_group_table(group)["bundles_to_node_id"]
-    return tuple(nodes[bundle] for bundle in sorted(nodes))
+    return {group_id for group_id, group in placement_group_table().items() if group["state"] == "CREATED"}
 
 
 def _keeper() -> Any:
@@ -196,14 +260,19 @@ def _keeper() -> Any:
             .remote()
         )
     try:
-        theirs: str = ray.get(keeper.ping.remote(), timeout=30.0)
+        try:
+            theirs: str = ray.get(keeper.ping.remote(), timeout=30.0)
+        except ray.exceptions.ActorAlreadyExistsError:  # another process made it just now; get_if_exists has this gap
+            keeper = ray.get_actor(RESERVATIONS, namespace=directory.NAMESPACE)
+            theirs = ray.get(keeper.ping.remote(), timeout=30.0)
     except ray.exceptions.RayError as error:
         raise RemoteRLError(
             f"The hub can't hold reservations; remoterl must be installed there too. Ray said: {error}"
         ) from error
-    if theirs != __version__:
+    if theirs != spoken():
         raise VersionMismatchError(
-            f"The hub runs remoterl {theirs}, this process runs {__version__}. Install the same."
+            f"The hub runs remoterl {theirs}, this process runs {spoken()}. Install the same version on "
+            "both sides, and start the hub again."
         )
     return keeper
 
@@ -222,41 +291,76 @@ def _shown(selector: Mapping[str, str]) -> str:
 # ---- what there is -------------------------------------------------------------------------------------------
 
 
-def free_units(simulators: Sequence[directory.SimulatorHandle], deadline: float) -> dict[str, int]:
-    """Node id -> free units of `env_runner`, as Ray's scheduler sees them."""
+def free_units(
+    simulators: Sequence[directory.SimulatorHandle], deadline: float, unused: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, int]:
+    """Node id -> free units of `env_runner`, as Ray's scheduler sees them. `unused`: see `directory.unused_nodes`."""
     import ray
 
-    if not simulators:
-        return {}
     try:
-        free = ray.get(simulators[0].actor.free_units.remote(), timeout=max(1.0, deadline - time.monotonic()))
-    except (ray.exceptions.RayError, AttributeError, ImportError) as error:
+        free = _schedulers_view(simulators, unused, max(1.0, deadline - time.monotonic()))
+    except (ray.exceptions.RayError, AttributeError, ImportError, RemoteRLError) as error:
         logger.debug("Ray's view of free units can't be read (%s); counting env runners instead", error)
-        free = {simulator.node_id: simulator.units - len(simulator.info.env_runners) for simulator in simulators}
-    return {simulator.node_id: int(free.get(simulator.node_id, 0)) for simulator in simulators}
+        free = {node["NodeID"]: directory.units_of(node) for node in unused}
+        free |= {simulator.node_id: simulator.units - len(simulator.info.env_runners) for simulator in simulators}
+    draining = {simulator.node_id for simulator in simulators if simulator.info.draining}
+    nodes = [*(simulator.node_id for simulator in simulators), *(node["NodeID"] for node in unused)]
+    return {node: 0 if node in draining else int(free.get(node, 0)) for node in nodes}
 
 
-def require(needs: Mapping[str, float], what: str, timeout_s: float, quiet_s: float = 0.0) -> None:
+def free_units_of(nodes: Sequence[Mapping[str, Any]], timeout_s: float) -> dict[str, int]:
+    """Node id -> free units, without a word to these nodes, whatever they run."""
+    return free_units((), time.monotonic() + timeout_s, nodes)
+
+
+def _schedulers_view(simulators: Sequence[Any], unused: Sequence[Any], timeout_s: float) -> dict[str, float]:
+    """By whoever can tell: Ray Client can't."""
+    import ray
+
+    if simulators:
+        return ray.get(simulators[0].actor.free_units.remote(), timeout=timeout_s)
+    if not unused:
+        return {}
+    if not ray.util.client.ray.is_connected():
+        return simulators_view.free_units()
+    return ray.get(_keeper().free_units.remote(), timeout=timeout_s)
+
+
+def require(
+    needs: Mapping[str, float],
+    what: str,
+    timeout_s: float,
+    quiet_s: float = 0.0,
+    labels: Mapping[str, str] | None = None,
+    grant: Grant | None = None,
+) -> None:
     """Wait until `what` can be placed: its units are free, and the cluster has the CPUs and GPUs at all.
 
-    An autoscaling cluster is not waited for here: its autoscaler starts what a pending request needs, and RLlib's
-    own waiting is that request.
+    Where an autoscaler starts what is missing, units are waited for without an end: it may be minutes until a machine
+    is up. CPUs and GPUs are not waited for then, RLlib's own waiting makes it start those.
 
     Args:
         needs: Ray resource -> how much of it, all env runners and other actors of `what` together.
         timeout_s: how long to wait for what is missing.
         quiet_s: how long nothing is said of it, because units were given back just now.
+        labels: a selector; only units of simulators that match count.
+        grant: a reservation, which all units are to come from instead.
 
     Raises:
-        CapacityError: after `timeout_s`, with what is asked and what there is.
+        CapacityError: after `timeout_s`, with what is asked and what there is; at once, where it is more than reserved.
     """
     start = time.monotonic()
     deadline = start + timeout_s
+    if grant is not None:
+        _require_granted(int(needs.get(directory.RESOURCE, 0)), grant, what, deadline)
+        needs = {name: amount for name, amount in needs.items() if name != directory.RESOURCE}
     waiting = False
-    while missing := _missing(needs, deadline):
+    while missing := _missing(needs, deadline, labels or {}):
         quiet = time.monotonic() < start + min(quiet_s, timeout_s / 2)
         if not quiet and is_autoscaling():
             logger.info("%s: %s. The autoscaler starts what is missing.", what, missing)
+            if units := int(needs.get(directory.RESOURCE, 0)):
+                cast(Grant, wait_for_autoscaler(units, labels or {}, math.inf)).give_back()
             return
         if time.monotonic() >= deadline:
             raise CapacityError(
@@ -270,17 +374,31 @@ def require(needs: Mapping[str, float], what: str, timeout_s: float, quiet_s: fl
         time.sleep(RETRY_PERIOD_S)
 
 
-def _missing(needs: Mapping[str, float], deadline: float) -> str:
+def _require_granted(wanted: int, grant: Grant, what: str, deadline: float) -> None:
+    """Wait until so many reserved units are free: those of env runners that have just ended will be."""
+    total = len(grant.nodes)
+    while wanted > total or (free := len(grant.free_units())) < wanted:
+        if wanted > total or time.monotonic() >= deadline:
+            there = f"{total}" if wanted > total else f"{free} free of {total}"
+            raise CapacityError(
+                f"{what}: it asks for {wanted} env runners, the reservation has {there}. Ask for less "
+                "(num_env_runners, evaluation_num_env_runners), stop another algorithm, or reserve more."
+            )
+        time.sleep(RETRY_PERIOD_S)
+
+
+def _missing(needs: Mapping[str, float], deadline: float, labels: Mapping[str, str]) -> str:
     """What is not there, as text; empty where nothing is missing."""
     import ray
 
     missing = []
     wanted = int(needs.get(directory.RESOURCE, 0))
     if wanted:
-        simulators = directory.find_simulators(deadline)
+        simulators = directory.find_simulators(deadline, labels=labels)
         free, total = sum(free_units(simulators, deadline).values()), sum(s.units for s in simulators)
         if free < wanted:
-            missing.append(f"it asks for {wanted} env runners, the simulators have {free} free of {total}")
+            which = f"the simulators with {_shown(labels)}" if labels else "the simulators"
+            missing.append(f"it asks for {wanted} env runners, {which} have {free} free of {total}")
     there = ray.cluster_resources()
     for name, amount in needs.items():
         if name != directory.RESOURCE and amount > there.get(name, 0):
@@ -324,7 +442,10 @@ def _autoscalers_report() -> dict[str, Any]:
 
 
 def summarize(
-    simulators: Sequence[directory.SimulatorHandle], silent: Sequence[str], free: Mapping[str, int]
+    simulators: Sequence[directory.SimulatorHandle],
+    unused: Sequence[Mapping[str, Any]],
+    silent: Sequence[str],
+    free: Mapping[str, int],
 ) -> dict[str, Any]:
     """What `--json` prints: plain lists and dicts. Of RLlib's env runners only the units are known."""
     trainers: dict[str, dict[str, Any]] = {}
@@ -365,5 +486,15 @@ def summarize(
     return {
         "simulators": described,
         "trainers": list(trainers.values()),
+        "unused_simulators": [
+            {
+                "name": directory.name_of(node),
+                "node_id": node["NodeID"],
+                "labels": directory.labels_of(node),
+                "units": directory.units_of(node),
+                "free_units": free[node["NodeID"]],
+            }
+            for node in unused
+        ],
         "simulators_without_actor": list(silent),
     }

@@ -80,6 +80,7 @@ class SimulatorConfig:
     name: str
     labels: Mapping[str, str]
     timeout_s: float
+    rejoin_timeout_s: float = 600.0  # 0: it does not try
     host: str | None = None  # this machine's address as the others reach it
     ports: tuple[int, int] | None = None  # the range that a firewall leaves open
     api_key: str | None = field(default=None, repr=False)
@@ -102,6 +103,7 @@ def make_config(
     max_restarts: int = 1000,
     restart_timeout_s: float = 60.0,
     step_timeout_s: float | None = 600.0,
+    rejoin_timeout_s: float = 600.0,
 ) -> TrainerConfig | SimulatorConfig:
     """Validate the arguments of `init()`.
 
@@ -127,6 +129,7 @@ def make_config(
             name=_simulator_name(name),
             labels=_labels(labels),
             timeout_s=timeout_s,
+            rejoin_timeout_s=0.0 if rejoin_timeout_s == 0 else positive_number("rejoin_timeout_s", rejoin_timeout_s),
             host=os.environ.get(HOST_VARIABLE) or None,
             ports=parse_ports(os.environ[PORTS_VARIABLE], PORTS_VARIABLE) if os.environ.get(PORTS_VARIABLE) else None,
             api_key=key,

@@ -11,7 +11,7 @@ RemoteRLError (a RuntimeError)
 ├── NotShippableError                                       a factory cannot travel to a simulator
 ├── RemoteEnvError                                          an environment raised what cannot be pickled
 ├── EnvRunnerLostError                                      an env runner died, and nothing could take its place
-├── StepTimeoutError          (also a TimeoutError)         a step or reset outlasted step_timeout_s
+├── StepTimeoutError          (also a TimeoutError)         an environment outlasted step_timeout_s
 ├── HubLostError              (also a ConnectionError)      the cluster's hub is gone; the session is closed
 └── CapacityError                                           the cluster has not got what an algorithm asks for
 
@@ -86,7 +86,7 @@ class EnvRunnerLostError(RemoteRLError):
 
 
 class StepTimeoutError(RemoteRLError, TimeoutError):
-    """A step or reset outlasted `init(step_timeout_s=...)`. The stuck env runner is ended; `reset()` goes on."""
+    """An environment outlasted `init(step_timeout_s=...)`. The stuck env runner is ended; `reset()` goes on."""
 
 
 class HubLostError(RemoteRLError, ConnectionError):

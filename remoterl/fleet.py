@@ -19,13 +19,14 @@ from remoterl.actors.env_runner import EnvRunner
 from remoterl.channels.opening import open_channels
 from remoterl.channels.stream import Streams
 from remoterl.config import TrainerConfig
-from remoterl.errors import EnvRunnerLostError
+from remoterl.errors import CapacityError, EnvRunnerLostError
 from remoterl.placement import plan
 from remoterl.vector.core import RunnerLink
 
 RETRY_PERIOD_S = 0.5
 ENV_RUNNER_START_S = 10.0  # a process and its imports, on a busy machine
-UNIT_BACK_S = 4.0  # until Ray counts the unit of an env runner that died as free, and some more
+UNIT_BACK_S = 8.0  # until Ray counts the unit of an env runner that died as free, on a busy machine too
+CAUSE_S = 1.0  # for Ray to say how an env runner ended; it knows at once, unless the whole node is gone
 PING_S = 2.0  # for simulators that may be as dead as the env runner that is replaced
 
 
@@ -38,7 +39,7 @@ class Fleet:
         restarts: how many were replaced.
     """
 
-    def __init__(self, config: TrainerConfig, info: Callable[[], m.TrainerInfo], garbage: SimpleQueue[Any]) -> None:
+    def __init__(self, config: TrainerConfig, info: m.TrainerInfo, garbage: SimpleQueue[Any]) -> None:
         self.runners: list[RunnerLink] = []
         self.channels = ""
         self.restarts = 0
@@ -56,6 +57,27 @@ class Fleet:
         """Those that are not known to be lost."""
         return [runner for runner in self.runners if not runner.channel.lost]
 
+    @property
+    def reserved(self) -> capacity.Grant | None:
+        """The units of its reservation: its own until it ends, whether its env runners are in them or RLlib's."""
+        return self._grant if self._grant is not None and self._grant.reservation is not None else None
+
+    def reserved_place(self) -> Any:
+        """Ray's scheduling strategy for one more actor in a reserved unit; None where nothing is reserved.
+
+        Raises:
+            CapacityError: every one has its actor.
+        """
+        if self.reserved is None:
+            return None
+        units = self.reserved.take(1)
+        if not units:
+            raise CapacityError(
+                f"All {len(self.reserved.nodes)} env runners of the reservation are in use. Ask for fewer, or reserve "
+                "more."
+            )
+        return self.reserved.strategy(units[0])
+
     # ---- placing ---------------------------------------------------------------------------------------------
 
     def place(self, deadline: float, at_most: int | None = None) -> bool:
@@ -63,6 +85,10 @@ class Fleet:
         if self._reservation is not None:
             reservation, self._reservation = self._reservation, None
             return self._create_granted(capacity.take(reservation), deadline)
+        if self.reserved is not None:
+            while not (units := self.reserved.take(at_most)) and time.monotonic() + RETRY_PERIOD_S < deadline:
+                time.sleep(RETRY_PERIOD_S)
+            return self._create_granted(self.reserved.looked_at_again(), deadline, units)
         labels = self._config.labels
         waited = False
         wanted = self._config.total_env_runners if at_most is None else at_most
@@ -72,7 +98,7 @@ class Fleet:
             if not waited and sum(free.values()) < wanted and capacity.is_autoscaling():
                 grant = capacity.wait_for_autoscaler(wanted, labels, deadline)
                 if grant is not None:
-                    return self._create_granted(grant, deadline)
+                    return self._create_granted(grant, deadline) and self._say_whether_fewer(wanted)
             counts = plan(free, wanted)
             if counts:
                 places = [(one, None) for one in simulators for _ in range(counts.get(one.node_id, 0))]
@@ -86,6 +112,10 @@ class Fleet:
         if not self.runners:
             self._say_why_there_is_none(simulators)
             return False
+        return self._say_whether_fewer(wanted)
+
+    def _say_whether_fewer(self, wanted: int) -> bool:
+        """A warning where there are fewer than wanted; True."""
         if len(self.runners) < wanted:
             logger.warning(
                 "%d env runners were asked for, only %d are free: going on with %d.",
@@ -95,26 +125,24 @@ class Fleet:
             )
         return True
 
-    def _create_granted(self, grant: capacity.Grant, deadline: float) -> bool:
-        """Env runners on units that are this trainer's already; nodes that the autoscaler just started among them."""
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+    def _create_granted(self, grant: capacity.Grant, deadline: float, units: Sequence[int] | None = None) -> bool:
+        """Env runners on units that are this trainer's already; nodes that the autoscaler just started among them.
 
+        `units`: which of them; all where nothing is said.
+        """
         self._grant = grant
+        wanted = {unit: grant.nodes[unit] for unit in (range(len(grant.nodes)) if units is None else units)}
         by_node: dict[str, directory.SimulatorHandle] = {}
         up_by = max(deadline, time.monotonic() + ENV_RUNNER_START_S)
-        while not by_node.keys() >= set(grant.nodes) and time.monotonic() < up_by:
+        while not by_node.keys() >= set(wanted.values()) and time.monotonic() < up_by:
             by_node = {simulator.node_id: simulator for simulator in directory.find_simulators(up_by)}
-            time.sleep(0 if by_node.keys() >= set(grant.nodes) else RETRY_PERIOD_S)
-        places = [
-            (by_node[node], PlacementGroupSchedulingStrategy(grant.group, placement_group_bundle_index=bundle))
-            for bundle, node in enumerate(grant.nodes)
-            if node in by_node
-        ]
+            time.sleep(0 if by_node.keys() >= set(wanted.values()) else RETRY_PERIOD_S)
+        places = [(by_node[node], grant.strategy(unit)) for unit, node in wanted.items() if node in by_node]
         self.runners += self._create(places, deadline)
         if not self.runners:
             self._say_why_there_is_none(list(by_node.values()))
-        elif len(self.runners) < len(grant.nodes):
-            logger.warning("%d env runners were granted, only %d came up.", len(grant.nodes), len(self.runners))
+        elif len(self.runners) < len(wanted):
+            logger.warning("%d env runners were granted, only %d came up.", len(wanted), len(self.runners))
         return bool(self.runners)
 
     def _say_why_there_is_none(self, simulators: Sequence[directory.SimulatorHandle]) -> None:
@@ -154,7 +182,7 @@ class Fleet:
                     resources={directory.RESOURCE: 1},
                     scheduling_strategy=strategy or NodeAffinitySchedulingStrategy(simulator.node_id, soft=False),
                 )
-                .remote(self._info(), simulator.actor)
+                .remote(self._info, simulator.actor)
             )
             self._actors.append(actor)
             created.append((simulator, strategy, actor, actor.ready.remote()))
@@ -170,6 +198,7 @@ class Fleet:
                     self._last_failure = f"{str(error).strip().splitlines()[-1]} (on simulator {simulator.name})"
                 self._kill(actor)
                 continue
+            directory.check_version(info.speaks, simulator.name)  # its node's code may be newer than the simulator
             up.append((simulator, strategy, actor, info))
         if self._streams is None:
             self._streams = Streams()
@@ -215,6 +244,11 @@ class Fleet:
         with self._lock:
             if lost.replaced_by is not None and can_make(lost.replaced_by):
                 return lost.replaced_by
+            # Those that went with it, with their simulator, are started at the same time.
+            others = [one for one in self.runners if one is not lost and one.channel.lost and one.replaced_by is None]
+            self._ask_for_causes([lost, *others])
+            if lost.cause:
+                error = EnvRunnerLostError(f"{error} Ray says: {lost.cause}")
             left = (
                 self._config.max_restarts - self.restarts if self._config.max_restarts >= 0 else len(self.runners) + 1
             )
@@ -222,8 +256,6 @@ class Fleet:
                 raise EnvRunnerLostError(
                     f"{error} All of max_restarts={self._config.max_restarts} are used."
                 ) from error
-            # Those that went with it, with their simulator, are started at the same time.
-            others = [one for one in self.runners if one is not lost and one.channel.lost and one.replaced_by is None]
             batch = [lost, *others][:left]
             started = time.monotonic()
             for one in batch:
@@ -237,12 +269,29 @@ class Fleet:
             for one, new in zip(batch, found, strict=False):
                 self._put_in_place(one, new)
                 logger.warning(
-                    "The env runner on %s is lost; its rows go on at %s, after %.1f s. Their episodes are over.",
+                    "The env runner on %s is lost; its rows go on at %s, after %.1f s. Their episodes are over.%s",
                     one.place,
                     new.place,
                     time.monotonic() - started,
+                    f" Ray says: {one.cause}" if one.cause else "",
                 )
             return found[0]
+
+    def _ask_for_causes(self, lost: Sequence[RunnerLink]) -> None:
+        """How they ended, where Ray knows, but for those that were given up here: that was said."""
+        import ray
+
+        dead = [one for one in lost if one.actor in self._actors and not one.cause]
+        asked = [one.actor.ready.remote() for one in dead]
+        if asked:
+            ray.wait(asked, num_returns=len(asked), timeout=CAUSE_S)
+        for one, ready in zip(dead, asked, strict=True):
+            try:
+                ray.get(ready, timeout=0.1)
+            except ray.exceptions.RayActorError as error:
+                one.cause = str(error).strip().splitlines()[-1].strip()
+            except ray.exceptions.GetTimeoutError:  # its node is gone, or its stream alone
+                pass
 
     def _put_in_place(self, lost: RunnerLink, new: RunnerLink) -> None:
         self.restarts += 1
@@ -257,7 +306,7 @@ class Fleet:
         self, batch: Sequence[RunnerLink], deadline: float, can_make: Callable[[RunnerLink], bool]
     ) -> list[RunnerLink]:
         """An env runner for the first of the batch at least, in its order; none where time ran out."""
-        unit_is_back_by = time.monotonic() + UNIT_BACK_S
+        unit_is_back_by = min(time.monotonic() + UNIT_BACK_S, deadline - 2 * RETRY_PERIOD_S)
         while True:
             ping_by = min(deadline, time.monotonic() + PING_S)
             simulators = directory.find_simulators(ping_by, labels=self._config.labels)
@@ -269,7 +318,9 @@ class Fleet:
             for new in up:
                 self.give_up(new)
             if time.monotonic() >= unit_is_back_by:
-                living = sorted(filter(can_make, self.living()), key=lambda runner: runner.rows)
+                answering = {simulator.node_id for simulator in simulators}
+                living = [one for one in self.living() if one.node_id in answering and can_make(one)]
+                living.sort(key=lambda runner: runner.rows)
                 if living:
                     return [living[index % len(living)] for index in range(len(batch))]
             if time.monotonic() + RETRY_PERIOD_S >= deadline:
@@ -283,7 +334,7 @@ class Fleet:
         idle = [runner for runner in self.runners if runner.rows == 0]
         for runner in idle:
             self.let_go(runner)
-        if not self.runners:
+        if not self.runners and self.reserved is None:
             self._give_back()
         return bool(idle)
 
@@ -343,7 +394,7 @@ def _places(
     places: list[tuple[directory.SimulatorHandle, Any]] = []
     for lost in batch:
         own = [one for one in simulators if one.node_id == lost.node_id]
-        if own and lost.strategy is not None:  # its unit was granted, and is still ours
+        if own and lost.strategy is not None and not own[0].info.draining:  # its unit was granted, and is still ours
             places.append((own[0], lost.strategy))
             continue
         with_units = [one for one in simulators if free.get(one.node_id, 0) >= 1]

@@ -144,10 +144,14 @@ def start(options: Sequence[str]) -> RunningHub:
         if hub is not None and hub.pid == process.pid:
             return hub
         time.sleep(0.1)
-    if process.poll() is None:
+    ended = process.poll() is not None
+    if not ended:
         process.terminate()
         process.wait()
-    raise RemoteRLError(f"The hub did not start. It said:\n{log.read_text(errors='replace').strip()}")
+    said = log.read_text(errors="replace").strip() or "(nothing)"
+    if not ended:
+        raise RemoteRLError(f"The hub was not up after {START_TIMEOUT_S:.0f} s, and is ended. It said:\n{said}")
+    raise RemoteRLError(f"The hub did not start. It said:\n{said}")
 
 
 def stop() -> RunningHub | None:

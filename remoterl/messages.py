@@ -51,6 +51,7 @@ class OpenRows(NamedTuple):
     semantics: Semantics
     autoreset_mode: AutoresetMode
     specs: bytes  # shipped dict, env id -> EnvSpec: the trainer's registrations that this simulator lacks
+    restarts: int = 0  # env runners that the trainer has lost and replaced so far
 
 
 class ResetRows(NamedTuple):
@@ -153,27 +154,30 @@ class RowsReset(NamedTuple):
 
 
 class InfoTable(NamedTuple):
-    """Infos that every row has with the same keys and a float under each, as MuJoCo's environments: one array."""
+    """Infos that every row has with the same keys and a number under each, as MuJoCo's environments: one array."""
 
     keys: tuple[str, ...]
-    types: tuple[type, ...]  # of the values under each key: float or np.float64
+    types: tuple[type, ...]  # of the values under each key: float, np.float64, np.float32, int or bool
     values: np.ndarray  # float64, (local rows, keys)
 
-    def rows(self) -> list[tuple[int, dict[str, Any], Any]]:
-        """As `RowsStepped.infos` has them otherwise."""
-        return [
-            (row, {key: kind(value) for key, kind, value in zip(self.keys, self.types, values, strict=True)}, None)
-            for row, values in enumerate(self.values)
-        ]
+
+def rows_of(infos: Any) -> list[tuple[int, dict[str, Any], Any]]:
+    """`RowsStepped.infos` row by row, also where they are a table."""
+    if type(infos) is not InfoTable:
+        return infos
+    keys, types, values = infos
+    return [
+        (row, {key: kind(value) for key, kind, value in zip(keys, types, of_row, strict=True)}, None)
+        for row, of_row in enumerate(values.tolist())
+    ]
 
 
 class RowsStepped(NamedTuple):
     """One step of all rows of one env runner, every array with the local row on axis 0.
 
-    `infos`: (local row, info, final) where there is something to say; of Gymnasium's rows, an `InfoTable` where it
-    can be one. `final` is None, or after an episode's end in SAME_STEP mode (final observation, final info). SB3 rows:
-    `terminations` holds the dones, `truncations` is None, and `reset_infos` has (local row, info) for each row that was
-    reset.
+    `infos`: (local row, info, final) where there is something to say, or an `InfoTable` where it can be one. `final` is
+    None, or after an episode's end in SAME_STEP mode (final observation, final info). SB3 rows: `terminations` holds
+    the dones, `truncations` is None, and `reset_infos` has (local row, info) for each row that was reset.
     """
 
     observations: Any
@@ -252,17 +256,22 @@ class EnvRunnerInfo:
     rows: int = 0
     steps: int = 0
     channel: str = "actor"
+    speaks: str = "of another protocol"  # see `_protocol`; an env runner that has no such field leaves it at this
 
 
 @dataclass(frozen=True)
 class StreamOffer:
-    """Where an env runner waits for its trainer's stream, and what both prove to know. Travels through Ray only."""
+    """Where an env runner waits for its trainer's stream, and what both prove to know. Travels through Ray only.
+
+    `local` names a socket for trainers on the same machine (in Linux's abstract namespace), empty where there is none.
+    """
 
     host: str
     port: int
     secret: bytes = field(repr=False)
     context: str
     uses_tls: bool
+    local: str = ""
 
 
 @dataclass(frozen=True)
@@ -273,6 +282,7 @@ class Versions:
     ray: str
     remoterl: str
     gymnasium: str
+    protocol: str = "another"  # see `_protocol`
 
 
 @dataclass(frozen=True)
@@ -288,6 +298,7 @@ class SimulatorInfo:
     env_runners: tuple[EnvRunnerInfo, ...]
     units: int
     steps: int = 0  # of all env runners it ever had
+    draining: bool = False  # it is about to leave
     extra: dict[str, Any] = field(default_factory=dict)
 
 

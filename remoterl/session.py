@@ -6,7 +6,6 @@ Finds the simulators, places env runners over them, installs the patches, and op
 from __future__ import annotations
 
 import atexit
-import dataclasses
 import difflib
 import functools
 import importlib
@@ -33,16 +32,19 @@ from remoterl import messages as m
 from remoterl._logging import logger
 from remoterl.actors import directory
 from remoterl.actors import registry as registrations
+from remoterl.actors.leash import Leash
 from remoterl.cluster.connection import Connection, connect
+from remoterl.cluster.watch import HubWatch
 from remoterl.config import TrainerConfig
-from remoterl.errors import CapacityError, EnvRunnerLostError, HubLostError, UnknownEnvironmentError
+from remoterl.errors import CapacityError, EnvRunnerLostError, HubLostError, StepTimeoutError, UnknownEnvironmentError
 from remoterl.fleet import Fleet, knows
 from remoterl.patches import backend as patches_backend
 from remoterl.patches import ray as ray_patches
 from remoterl.patches.base import AfterImport, UndoLog
 from remoterl.placement import split_rows
 from remoterl.shipping import ship
-from remoterl.vector.core import Assignment, RowsRaised, RunnerLink, VectorCore, forget
+from remoterl.vector.core import ATTEMPTS, Assignment, RowsRaised, RunnerLink, VectorCore, forget
+from remoterl.vector.recovery import USUAL_CAUSE
 
 CLOSE_TIMEOUT_S = 5.0
 KILL_S = 2.0  # until Ray counts a killed env runner's unit as free
@@ -64,6 +66,7 @@ class Session:
         self.connection = connection
         self._config = config
         self._at_most: int | None = None  # env runners placed at once, while RLlib builds an algorithm
+        self._freed_until = 0.0  # for so long Ray counts units as held that were given back
         self._spec_shipper = registrations.SpecShipper()
         self._undo = UndoLog()
         self._waiting_for_imports: list[AfterImport] = []
@@ -71,6 +74,9 @@ class Session:
         self._cores: weakref.WeakSet[VectorCore] = weakref.WeakSet()
         self._garbage: SimpleQueue[Any] = SimpleQueue()
         self._closed = False
+        self._watch: HubWatch | None = None
+        self._leash: Leash | None = None
+        self._hub_lost: HubLostError | None = None
         self._lock = threading.RLock()
         self.info = m.TrainerInfo(
             session_id=uuid.uuid4().hex[:12],
@@ -78,10 +84,7 @@ class Session:
             host=socket.gethostname(),
             pid=os.getpid(),
         )
-        self.fleet = Fleet(config, self._describe, self._garbage)
-
-    def _describe(self) -> m.TrainerInfo:
-        return dataclasses.replace(self.info, restarts=self.fleet.restarts)
+        self.fleet = Fleet(config, self.info, self._garbage)
 
     @property
     def runners(self) -> list[RunnerLink]:
@@ -100,6 +103,10 @@ class Session:
         if not self.fleet.place(deadline):
             return False
         threading.Thread(target=self._collect_garbage, name="remoterl-garbage", daemon=True).start()
+        if self.connection.hub is not None:
+            self._watch = HubWatch(self.connection.hub, self._config.api_key, self._lose_the_hub)
+            if self.connection.hub.kind == "client":
+                self._leash = Leash()
         atexit.register(self.close)
         self._install_patches()
         return True
@@ -135,6 +142,7 @@ class Session:
     ) -> VectorCore:
         """See `patches.backend.Backend.open`."""
         lacking: set[str] = set()
+        losses = 0
         while True:
             runners = [runner for runner in self._runners_for(env_id) if runner.simulator not in lacking]
             living = len(self.fleet.living())
@@ -151,8 +159,14 @@ class Session:
                 if isinstance(error, gymnasium.error.UnregisteredEnv):
                     raise self._unknown(_named_id(error)) from error
                 raise
-            except EnvRunnerLostError:
-                if len(self.fleet.living()) < living:  # one that died since it was last used: not again
+            except EnvRunnerLostError as error:
+                losses += 1
+                if losses == ATTEMPTS:
+                    raise EnvRunnerLostError(
+                        f"{env_id or 'This vector env'} could not be made: {losses} times an env runner was lost "
+                        f"meanwhile. The last time: {error} {USUAL_CAUSE}"
+                    ) from error
+                if len(self.fleet.living()) < living:  # one that died since it was last used, perhaps
                     continue
                 raise
             self._cores.add(core)
@@ -189,9 +203,15 @@ class Session:
             asked.add(runner.simulator)
             specs = self._spec_shipper.ship(self._news_for(runner))
             try:
-                reply = runner.channel.receive(runner.channel.send(m.FindSpec(env_id, specs)))
+                reply = runner.channel.receive(runner.channel.send(m.FindSpec(env_id, specs)), self.step_timeout_s)
             except EnvRunnerLostError:
                 return self.find_spec(env_id)  # of those that live
+            except TimeoutError:  # it is stuck, in the close of an environment perhaps
+                self.give_up(runner)
+                raise StepTimeoutError(
+                    f"No answer within step_timeout_s={self.step_timeout_s:g} from the env runner on {runner.place}, "
+                    f"which was asked for {env_id}. It is ended; the next call goes on without it."
+                ) from None
             if isinstance(reply, m.RowsFailed):
                 raise RowsRaised([(runner, error) for error in reply.errors]).to_raise(env_id)
             if reply.spec is not None:
@@ -200,7 +220,10 @@ class Session:
 
     def simulators_know(self, env_id: str) -> bool:
         """See `patches.backend.Backend.simulators_know`."""
-        simulators = directory.find_simulators(time.monotonic() + self._config.timeout_s)
+        deadline, reserved = time.monotonic() + self._config.timeout_s, self.fleet.reserved
+        simulators = directory.find_simulators(deadline, labels=self.labels if reserved is None else None)
+        if reserved is not None:
+            simulators = [each for each in simulators if each.node_id in reserved.nodes]
         lacking = [each.name for each in simulators if not knows(each.info.environments, env_id)]
         if lacking and env_id not in trainers_registry:
             raise self._unknown(env_id, simulators)
@@ -211,19 +234,43 @@ class Session:
         """See `patches.backend.Backend.room_for`."""
         with self._lock:
             if needs:
-                freed = self.fleet.let_go_idle()
-                if self._config.labels:
-                    logger.warning(
-                        "RLlib places its own env runners: labels=%s does not bind them.", self._config.labels
-                    )
+                if freed := self.fleet.let_go_idle():
+                    self._freed_until = time.monotonic() + KILL_S
                 units = needs.get(directory.RESOURCE, 0) + (rows_here and not self.fleet.living())
                 needs = {**needs, directory.RESOURCE: units}
-                capacity.require(needs, what, self._config.timeout_s, quiet_s=KILL_S if freed else 0.0)
+                patience = {"timeout_s": self._config.timeout_s, "quiet_s": KILL_S if freed else 0.0}
+                capacity.require(needs, what, **patience, labels=self.labels, grant=self.fleet.reserved)
             before, self._at_most = self._at_most, 1
         try:
             yield
         finally:
             self._at_most = before
+
+    def units(self) -> tuple[int, int] | None:
+        """See `patches.backend.Backend.units`."""
+        if capacity.is_autoscaling():
+            return None
+        deadline = time.monotonic() + self._config.timeout_s
+        while True:
+            simulators = directory.find_simulators(deadline, labels=self.labels)
+            free, total = sum(capacity.free_units(simulators, deadline).values()), sum(one.units for one in simulators)
+            if free == total or time.monotonic() >= self._freed_until:
+                return free, total
+            time.sleep(capacity.RETRY_PERIOD_S)
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """See `patches.backend.Backend.labels`."""
+        return self._config.labels
+
+    @property
+    def has_reservation(self) -> bool:
+        """See `patches.backend.Backend.has_reservation`."""
+        return self.fleet.reserved is not None
+
+    def reserved_place(self) -> Any:
+        """See `patches.backend.Backend.reserved_place`."""
+        return self.fleet.reserved_place()
 
     def at_end(self, undo: Callable[[], None]) -> None:
         """See `patches.backend.Backend.at_end`."""
@@ -260,16 +307,36 @@ class Session:
         """See `vector.recovery.Rescuer.replace`."""
         import ray
 
+        if self._watch is not None and not self._watch.answers():
+            self._lose_the_hub(self._watch.why())
+        self._require_hub()
         anywhere = not env_id or ":" in env_id or knows(trainers_registry, env_id)
         try:
             return self.fleet.replace(lost, error, lambda runner: anywhere or knows(runner.environments, env_id))
-        except (ConnectionError, ray.exceptions.RaySystemError) as gone:  # the latter where Ray has noticed it before
-            for core in list(self._cores):
-                core.abandon()
-            raise HubLostError(
-                f"The connection to the hub at {self.connection.description} is lost ({gone}), and the environments "
-                "are closed. Save what has to be saved, call remoterl.shutdown(), and init() when the hub is back."
-            ) from gone
+        except Exception as reason:
+            # Ray says it in more than one way; the last is where it had noticed before it was asked.
+            if isinstance(reason, (ConnectionError, ray.exceptions.RaySystemError)) or not ray.is_initialized():
+                self._lose_the_hub("Ray has lost its connection to it" if self._watch is None else self._watch.why())
+                self._require_hub()
+            raise
+
+    def _require_hub(self) -> None:
+        if self._hub_lost is not None:
+            raise self._hub_lost
+
+    def _lose_the_hub(self, why: str) -> None:
+        """Close all environments, from any thread; whoever waits for one gets the error."""
+        if self._hub_lost is not None:
+            return
+        self._hub_lost = HubLostError(
+            f"The hub at {self.connection.description} is lost: {why}. The environments are closed. Save what has to "
+            "be saved, call remoterl.shutdown(), and init() when the hub is back."
+        )
+        for core in list(self._cores):
+            core.abandon(self._hub_lost)
+        for runner in self.runners:
+            runner.channel.interrupt()
+        self.connection.break_off()
 
     def give_up(self, runner: RunnerLink) -> None:
         """See `vector.recovery.Rescuer.give_up`."""
@@ -285,6 +352,11 @@ class Session:
     def step_timeout_s(self) -> float | None:
         """See `vector.recovery.Rescuer.step_timeout_s`."""
         return self._config.step_timeout_s
+
+    @property
+    def restarts(self) -> int:
+        """See `vector.recovery.Rescuer.restarts`."""
+        return self.fleet.restarts
 
     def _unknown(
         self, env_id: str, simulators: Sequence[directory.SimulatorHandle] | None = None
@@ -322,19 +394,34 @@ class Session:
             self._closed = True
         try:
             self._unpatch()
+            if self._hub_lost is None and self._watch is not None and not self._watch.answers_now():
+                self._lose_the_hub(self._watch.why())
             self._close_environments()
             self._undo_at_end()
         finally:  # also where Ctrl-C interrupts an environment's close
             self._garbage.put(None)
+            if self._watch is not None:
+                self._watch.stop()
             try:
-                self.fleet.end()
+                if self._hub_lost is None:
+                    self.fleet.end()
+                    if self._leash is not None:
+                        self._leash.let_go()
+                else:  # Ray would wait for the hub
+                    self.fleet.abandon()
+                    if self._leash is not None:
+                        self._leash.stop()
             finally:
                 self.connection.close()
 
     def forget_in_child(self) -> None:
         """In a forked child: everything is local again, and the parent's connection is not touched."""
         self._closed = True
+        if self._watch is not None:
+            self._watch.stop()
         self._unpatch()
+        if self._leash is not None:
+            self._leash.stop()
         for core in list(self._cores):
             core.abandon()
         self.fleet.abandon()
@@ -360,7 +447,7 @@ class Session:
         """Whose connection it is, his it stays; our own takes everything with it."""
         import ray
 
-        if self.connection.kind != "existing" or not ray.is_initialized():
+        if self.connection.kind != "existing" or not ray.is_initialized() or self._hub_lost is not None:
             return
         for undo in reversed(self._at_end):
             try:

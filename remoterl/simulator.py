@@ -1,4 +1,7 @@
-"""A simulator's life: start a Ray node, offer its environments, show how it fares, leave in order."""
+"""A simulator's life: start a Ray node, offer its environments, show how it fares, come back if it is lost, leave.
+
+Not connected to Ray itself: that is its attendant.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,21 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from dataclasses import dataclass
 
 from remoterl._logging import logger
-from remoterl.actors import directory, registry
+from remoterl.actors import registry
+from remoterl.attendant import Attendant, AttendantEndedError
 from remoterl.cluster import auth, connection, probe
 from remoterl.cluster.node import Node, NodeFailedError, Ports
 from remoterl.config import Address, SimulatorConfig, parse_address
-from remoterl.errors import ConfigurationError, RemoteRLError, VersionMismatchError
+from remoterl.errors import AuthenticationError, ConfigurationError, RemoteRLError, VersionMismatchError
 from remoterl.shipping import is_installed
 
-STATUS_PERIOD_S = 10.0
+WATCH_PERIOD_S = 0.5
+REJOIN_ATTEMPT_S = 20.0
 HUB_START_TIMEOUT_S = 60.0
 PRELOAD_VARIABLE = "RAY_preload_python_modules"  # Ray imports these in every worker process of a node
 
@@ -43,70 +48,128 @@ class SimulatorRun:
         """Join, serve, leave. False where the hub could not be reached within `timeout_s`."""
         self._thread = threading.get_ident()
         try:
-            with self._signals() as listen:  # until it has left: a second Ctrl-C must not interrupt that
-                return self._run(listen)
+            with self._signals():  # until it has left: a second Ctrl-C must not interrupt that
+                return self._run()
         finally:
             self._ended.set()
 
-    def _run(self, listen: Callable[[], None]) -> bool:
+    def _run(self) -> bool:
         config = self.config
         deadline = time.monotonic() + config.timeout_s
         hub = _hub_address(config, deadline)
         if hub is _UNREACHABLE:
             return False
-        api_key = config.api_key if hub is not None else config.api_key or auth.make_key()
+        api_key = probe.checked_key(hub, config.api_key) if hub is not None else config.api_key or auth.make_key()
         with ExitStack() as ending:
             ending.callback(auth.use_key(api_key))
-            hub_node = None
-            if hub is None:
-                # A node of its own, with this machine's CPUs: trials and learners find a place that is no simulator.
-                hub_ports, own_ports = _halves(config.ports)
-                hub_node = Node(
-                    name="hub",
-                    units=0,
-                    address=None,
-                    api_key=api_key,
-                    labels={},
-                    num_cpus=None,
-                    host=config.host,
-                    ports=hub_ports,
-                )
-                ending.callback(hub_node.stop)
-                hub_node.start({})
-                hub_address = self._wait_for([hub_node], HUB_START_TIMEOUT_S)
-                if hub_address is None:
-                    return self._stop.is_set()
-                hub = parse_address(hub_address, "the hub's address")
-            else:
-                own_ports = Ports(rest=config.ports)
+            if hub is not None:
                 _check_versions(hub)
-            node = Node(
-                name=config.name,
-                units=config.max_env_runners,
-                address=hub,
+                logger.info("Joining the hub at %s as simulator %s ...", hub, config.name)
+                cluster = _Cluster(hub, api_key, Ports(rest=config.ports))
+                return self._serve(cluster, max(1.0, deadline - time.monotonic()))
+            # A node of its own, with this machine's CPUs: trials and learners find a place that is no simulator.
+            hub_ports, own_ports = _halves(config.ports)
+            hub_node = Node(
+                name="hub",
+                units=0,
+                address=None,
                 api_key=api_key,
-                labels=config.labels,
-                num_cpus=0,
+                labels={},
+                num_cpus=None,
                 host=config.host,
-                ports=own_ports,
+                ports=hub_ports,
             )
+            ending.callback(hub_node.stop)
+            hub_node.start({})
+            hub_address = self._wait_for(hub_node, HUB_START_TIMEOUT_S)
+            if hub_address is None:
+                return self._stop.is_set()
+            cluster = _Cluster(parse_address(hub_address, "the hub's address"), api_key, own_ports, hub_node)
+            return self._serve(cluster, HUB_START_TIMEOUT_S)
+
+    def _serve(self, cluster: _Cluster, timeout_s: float) -> bool:
+        """Be a member of the cluster until it is stopped, time and again if it has to be.
+
+        Raises:
+            RemoteRLError: it did not become one, or was lost for longer than `rejoin_timeout_s`.
+        """
+        back_by: float | None = None  # once it was lost
+        while True:
+            try:
+                joined = self._be_a_member(cluster, timeout_s)
+                if joined or self._stop.is_set() or back_by is None:
+                    return joined or self._stop.is_set()
+            except _LostError as lost:
+                if cluster.own_hub is not None or self.config.rejoin_timeout_s == 0:
+                    raise RemoteRLError(f"{lost} Start the simulator again.") from None
+                back_by = time.monotonic() + self.config.rejoin_timeout_s
+                logger.warning("%s Coming back for up to %.0f s ...", lost, self.config.rejoin_timeout_s)
+            except (AuthenticationError, VersionMismatchError, ConfigurationError):
+                raise
+            except RemoteRLError as error:
+                if back_by is None:
+                    raise
+                logger.debug("coming back did not work yet: %s", error)
+            if not self._wait_for_hub(cluster, back_by):
+                if self._stop.is_set():
+                    return True
+                raise RemoteRLError(
+                    f"The hub at {cluster.hub} is lost, and did not come back within rejoin_timeout_s="
+                    f"{self.config.rejoin_timeout_s:g}. Start the simulator again when it is back."
+                )
+            timeout_s = max(REJOIN_ATTEMPT_S, back_by - time.monotonic())
+
+    def _wait_for_hub(self, cluster: _Cluster, deadline: float) -> bool:
+        while not self._stop.wait(1.0) and time.monotonic() < deadline:
+            if probe.wait_for_hub(cluster.hub, cluster.api_key, 1.0):
+                try:
+                    _check_versions(cluster.hub)
+                    return True
+                except VersionMismatchError:
+                    raise
+                except RemoteRLError as error:
+                    logger.debug("the hub is on its way: %s", error)
+        return False
+
+    def _be_a_member(self, cluster: _Cluster, timeout_s: float) -> bool:
+        """Join, serve until it is stopped, leave; False where it did not join.
+
+        Raises:
+            RemoteRLError: its node or its actor did not start.
+            _LostError: it had joined, and then its node ended by itself.
+        """
+        config = self.config
+        node = Node(
+            name=config.name,
+            units=config.max_env_runners,
+            address=cluster.hub,
+            api_key=cluster.api_key,
+            labels=config.labels,
+            num_cpus=0,
+            host=config.host,
+            ports=cluster.ports,
+        )
+        with ExitStack() as ending:
             ending.callback(node.stop)
             node.start(_worker_environment(node))
-            timeout_s = HUB_START_TIMEOUT_S if hub_node else max(1.0, deadline - time.monotonic())
-            gcs_address = self._wait_for([node, *filter(None, [hub_node])], timeout_s)
+            attendant = Attendant(node.folder / "attendant.log", cluster.api_key)
+            ending.callback(attendant.kill)
+            gcs_address = self._wait_for(node, timeout_s, cluster.own_hub)
             if gcs_address is None:
-                return self._stop.is_set()
-            self._serve(node, hub_node, gcs_address, listen)
+                return False
+            attendant.attend(gcs_address, node.temporary_folder, node.name, config.max_env_runners)
+            self._watch(cluster, node, attendant, gcs_address)
+            attendant.leave()
             return True
 
-    def _wait_for(self, nodes: Sequence[Node], timeout_s: float) -> str | None:
-        """The cluster's address once the first of these nodes is up; all of them have to live for that."""
+    def _wait_for(self, node: Node, timeout_s: float, own_hub: Node | None = None) -> str | None:
+        """The cluster's address once the node is up; a hub of this simulator has to live for that."""
         end = time.monotonic() + timeout_s
         while not self._stop.is_set() and time.monotonic() < end:
             try:
-                address = nodes[0].wait_until_up(0.2)
-                for node in nodes:
-                    node.require_running()
+                address = node.wait_until_up(0.2)
+                for one in filter(None, [node, own_hub]):
+                    one.require_running()
             except NodeFailedError as error:
                 if self._stop.is_set():
                     return None
@@ -115,44 +178,47 @@ class SimulatorRun:
                 return address
         if not self._stop.is_set():
             logger.error(
-                "The simulator could not join the cluster within %.0f s. Ray said:\n%s",
-                timeout_s,
-                nodes[0].last_lines(),
+                "The simulator could not join the cluster within %.0f s. Ray said:\n%s", timeout_s, node.last_lines()
             )
         return None
 
-    def _serve(self, node: Node, hub_node: Node | None, gcs_address: str, listen: Callable[[], None]) -> None:
-        import ray
+    def _watch(self, cluster: _Cluster, node: Node, attendant: Attendant, gcs_address: str) -> None:
+        """Tell how it fares until it is stopped."""
+        is_up = False
+        while not self._stop.is_set():
+            try:
+                report = attendant.report(WATCH_PERIOD_S)
+                for one in filter(None, [node, cluster.own_hub]):
+                    one.require_running()
+            except (AttendantEndedError, NodeFailedError) as error:
+                if self._stop.is_set():
+                    return
+                what = "node" if isinstance(error, NodeFailedError) else "connection to Ray"
+                text = f"The {what} of simulator {node.name} ended by itself. It said:\n{error}\n"
+                if is_up:
+                    raise _LostError(text) from None
+                raise RemoteRLError(text) from None
+            if report is None:
+                continue
+            if "up" in report:
+                is_up = True
+                self._announce(cluster, node, gcs_address)
+            elif "warning" in report:
+                logger.warning("%s", report["warning"])
+            else:
+                logger.info(
+                    "%s: %d of %d env runners in use, %d rows, %s steps/s",
+                    node.name, report["in_use"], self.config.max_env_runners, report["rows"], f"{report['rate']:,}",
+                )  # fmt: skip
 
-        opened_here = not ray.is_initialized()
-        if opened_here:
-            # Without the node's own folder, a driver prefers the hub's raylet where both share a machine.
-            ray.init(
-                gcs_address,
-                _temp_dir=str(node.temporary_folder),
-                namespace=directory.NAMESPACE,
-                log_to_driver=False,
-            )
-            listen()  # ray.init() took SIGTERM for itself
-        actor = None
-        try:
-            own = _own_node(node.name)
-            _refuse_a_taken_name(own)
-            actor = directory.create_simulator_actor(own, detached=True)
-            ray.get(actor.ping.remote(), timeout=60)
-            self._announce(node, hub_node, gcs_address)
-            self._watch([node, *filter(None, [hub_node])], own, actor)
-        finally:
-            _leave(actor, opened_here)
-
-    def _announce(self, node: Node, hub_node: Node | None, gcs_address: str) -> None:
+    def _announce(self, cluster: _Cluster, node: Node, gcs_address: str) -> None:
         logger.info(
             "Simulator %s is up: %d env runners to give, hub %s. Ctrl-C stops it.",
             node.name,
             self.config.max_env_runners,
             gcs_address,
         )
-        if hub_node is not None:
+        if cluster.own_hub is not None:
             host = gcs_address.rpartition(":")[0]
             logger.info(
                 "It started the hub too. The others set REMOTERL_API_KEY to this cluster's key (`ray get-auth-token` "
@@ -160,64 +226,38 @@ class SimulatorRun:
                 "trainers REMOTERL_ADDRESS=ray://%s:%s. On this machine, jobs are submitted at http://127.0.0.1:%s.",
                 gcs_address,
                 host,
-                hub_node.client_port,
-                hub_node.dashboard_port,
+                cluster.own_hub.client_port,
+                cluster.own_hub.dashboard_port,
             )
 
-    def _watch(self, nodes: Sequence[Node], own: dict[str, Any], actor: Any) -> None:
-        import ray
-
-        shown: tuple[int, int, int] | None = None
-        last_steps, last_time = 0, time.monotonic()
-        while not self._stop.wait(STATUS_PERIOD_S if shown is not None else 1.0):
-            for node in nodes:
-                if not node.is_running():
-                    raise RemoteRLError(
-                        f"The Ray node {node.name} of this simulator ended by itself; start the simulator again. "
-                        f"It said:\n{node.last_lines()}"
-                    )
-            try:
-                info, free = ray.get([actor.describe.remote(), actor.free_units.remote()], timeout=STATUS_PERIOD_S)
-            except ray.exceptions.RayActorError:
-                logger.warning("The simulator's own actor died; it is made again.")
-                actor = directory.create_simulator_actor(own, detached=True)
-                continue
-            except ray.exceptions.RayError as error:
-                logger.warning("The simulator's own actor does not answer (%s).", type(error).__name__)
-                continue
-            now = time.monotonic()
-            rate = round((info.steps - last_steps) / (now - last_time))
-            last_steps, last_time = info.steps, now
-            in_use = self.config.max_env_runners - int(free.get(own["NodeID"], 0))  # RLlib's among them
-            rows = sum(runner.rows for runner in info.env_runners)
-            if (in_use, rows, rate) != shown:
-                shown = (in_use, rows, rate)
-                logger.info(
-                    "%s: %d of %d env runners in use, %d rows, %s steps/s",
-                    nodes[0].name, in_use, self.config.max_env_runners, rows, f"{rate:,}",
-                )  # fmt: skip
-
     @contextmanager
-    def _signals(self) -> Iterator[Callable[[], None]]:
-        """SIGINT and SIGTERM stop the simulator; off the main thread (a notebook) only `shutdown()` does.
-
-        Yields a function that takes both signals again.
-        """
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM stop the simulator; off the main thread (a notebook) only `shutdown()` does."""
         if threading.current_thread() is not threading.main_thread():
-            yield lambda: None
+            yield
             return
-
-        def listen() -> None:
-            for number in before:
-                signal.signal(number, lambda *_: self._stop.set())
-
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        listen()
+        for number in before:
+            signal.signal(number, lambda *_: self._stop.set())
         try:
-            yield listen
+            yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+@dataclass(frozen=True)
+class _Cluster:
+    """What a simulator joins. `own_hub`: the hub's node, where this simulator started it too."""
+
+    hub: Address
+    api_key: str | None
+    ports: Ports
+    own_hub: Node | None = None
+
+
+class _LostError(Exception):
+    """The simulator was a member of the cluster, and is none any more."""
 
 
 _UNREACHABLE = Address("local")  # a value that no simulator's address has
@@ -276,49 +316,26 @@ def _through_client(address: Address, config: SimulatorConfig) -> Address:
 
 
 def _check_versions(hub: Address) -> None:
-    """Refuse early what `ray start` would refuse in its log."""
+    """Refuse early what `ray start` would refuse in its log.
+
+    Raises:
+        VersionMismatchError: the hub runs another Ray or Python.
+        RemoteRLError: it answers no more.
+    """
     from ray._common.usage.usage_lib import get_cluster_metadata
     from ray._private.utils import check_version_info
     from ray._raylet import GcsClient
 
-    metadata = get_cluster_metadata(GcsClient(address=hub.target))
+    try:
+        metadata = get_cluster_metadata(GcsClient(address=hub.target))
+    except Exception as error:  # of Ray's: it has more than one for this
+        raise RemoteRLError(f"The hub at {hub} answered, and then did not tell its versions: {error}") from error
     if not metadata:
         return
     try:
         check_version_info(metadata, "this simulator")
     except RuntimeError as error:
         raise VersionMismatchError(f"{error}Install the same Ray and Python on both.") from None
-
-
-def _own_node(name: str) -> dict[str, Any]:
-    import ray
-
-    own_id = ray.get_runtime_context().get_node_id()
-    named = [node for node in directory.simulator_nodes() if node["Labels"].get(directory.NAME_LABEL) == name]
-    for node in sorted(named, key=lambda node: node["NodeID"] != own_id):
-        return node
-    raise RemoteRLError(f"The node of simulator {name!r} is not in the cluster that this process is connected to.")
-
-
-def _refuse_a_taken_name(own: dict[str, Any]) -> None:
-    for simulator in directory.find_simulators(time.monotonic() + 3.0, create=False):
-        if simulator.name == own["Labels"][directory.NAME_LABEL] and simulator.node_id != own["NodeID"]:
-            raise ConfigurationError(
-                f"A simulator named {simulator.name!r} is already in this cluster; give this one another name."
-            )
-
-
-def _leave(actor: Any, disconnect: bool) -> None:
-    import ray
-
-    steps: list[Callable[[], Any]] = [lambda: ray.kill(actor)] if actor is not None else []
-    if disconnect:
-        steps.append(ray.shutdown)
-    for step in steps:
-        try:
-            step()
-        except Exception as error:
-            logger.debug("while leaving: %s", error)
 
 
 def _worker_environment(node: Node) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from remoterl import messages as m
 from remoterl._logging import logger
-from remoterl._version import __version__
+from remoterl._protocol import spoken
 from remoterl.actors.simulator import Simulator
 from remoterl.errors import VersionMismatchError
 from remoterl.labels import matches
@@ -22,6 +22,7 @@ NAMESPACE = "remoterl"
 RESOURCE = "env_runner"
 NAME_LABEL = "remoterl-name"
 PING_TIMEOUT_S = 10.0
+SILENT_S = 20.0  # Ray declares a node dead 12 to 15 s after its raylet was killed
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def simulator_nodes(labels: Mapping[str, str] | None = None) -> list[dict[str, A
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get(RESOURCE, 0) >= 1]
-    return sorted((node for node in nodes if matches(node["Labels"], labels or {})), key=_name)
+    return sorted((node for node in nodes if matches(node["Labels"], labels or {})), key=name_of)
 
 
 def find_simulators(
@@ -60,20 +61,44 @@ def find_simulators(
     versions = [actor.ping.remote() for _, actor in found]
     infos = [actor.describe.remote() for _, actor in found]
     deadline = min(deadline or float("inf"), time.monotonic() + PING_TIMEOUT_S)
-    simulators = []
-    for (node, actor), version, info in zip(found, versions, infos, strict=True):
+    simulators: list[SimulatorHandle] = []
+    asked = list(zip(found, versions, infos, strict=True))
+    for (node, actor), version, info in sorted(asked, key=lambda one: _is_silent(one[0][0])):
+        # One that was silent a moment ago has the time that others take: Ray is slow to say that a machine is gone.
+        up_to = time.monotonic() if simulators and _is_silent(node) else deadline
         try:
-            _check_version(ray.get(version, timeout=max(0.1, deadline - time.monotonic())), _name(node))
-            described = ray.get(info, timeout=max(0.1, deadline - time.monotonic()))
+            check_version(ray.get(version, timeout=max(0.1, up_to - time.monotonic())), name_of(node))
+            described = ray.get(info, timeout=max(0.1, up_to - time.monotonic()))
         except ray.exceptions.RayError as error:
-            if node["NodeID"] not in _warned:
-                _warned.add(node["NodeID"])
-                logger.warning("The simulator %s does not answer, it is left out: %s", _name(node), _brief(error))
+            if not _is_silent(node):
+                _silent_since[node["NodeID"]] = time.monotonic()
+                logger.warning("The simulator %s does not answer, it is left out: %s", name_of(node), _brief(error))
             continue
-        simulators.append(
-            SimulatorHandle(_name(node), node["NodeID"], int(node["Resources"][RESOURCE]), actor, described)
-        )
-    return simulators
+        simulators.append(SimulatorHandle(name_of(node), node["NodeID"], units_of(node), actor, described))
+    return sorted(simulators, key=lambda simulator: simulator.name)
+
+
+def unused_nodes(labels: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """The nodes that match and have no `Simulator` actor, because no trainer has used them since they came up.
+
+    Nodes of a simulator process are not among them: theirs has its actor, or does not answer.
+    """
+    return [
+        node
+        for node in simulator_nodes(labels)
+        if NAME_LABEL not in node["Labels"] and _actor_of(node, create=False) is None
+    ]
+
+
+def actor_of_this_node() -> Any:
+    """The `Simulator` actor of the node that this process runs on; None where it is not ours to make one."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    for node in simulator_nodes():
+        if node["NodeID"] == here:
+            return _actor_of(node, create=True)
+    return None
 
 
 def create_simulator_actor(node: dict[str, Any], *, detached: bool) -> Any:
@@ -94,17 +119,14 @@ def create_simulator_actor(node: dict[str, Any], *, detached: bool) -> Any:
         "lifetime": "detached" if detached else None,
         "scheduling_strategy": NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
     }
-    labels = {key: value for key, value in node["Labels"].items() if not key.startswith(("ray.io/", NAME_LABEL))}
     return (
-        ray.remote(Simulator)
-        .options(**options)
-        .remote(_name(node), node["NodeID"], labels, int(node["Resources"][RESOURCE]))
+        ray.remote(Simulator).options(**options).remote(name_of(node), node["NodeID"], labels_of(node), units_of(node))
     )
 
 
 def actor_name(node: dict[str, Any]) -> str:
     """The actor's name in the namespace `remoterl`; a node that comes back is another node to Ray."""
-    return f"simulator:{_name(node)}:{node['NodeID'][:8]}"
+    return f"simulator:{name_of(node)}:{node['NodeID'][:8]}"
 
 
 def _actor_of(node: dict[str, Any], create: bool) -> Any:
@@ -118,20 +140,40 @@ def _actor_of(node: dict[str, Any], create: bool) -> Any:
         return create_simulator_actor(node, detached=False) if create and not own_process else None
 
 
-def _name(node: dict[str, Any]) -> str:
+def labels_of(node: Mapping[str, Any]) -> dict[str, str]:
+    """Those that somebody gave it, without Ray's and ours."""
+    return {key: value for key, value in node["Labels"].items() if not key.startswith(("ray.io/", NAME_LABEL))}
+
+
+def units_of(node: Mapping[str, Any]) -> int:
+    """How many env runners it has a place for."""
+    return int(node["Resources"][RESOURCE])
+
+
+def name_of(node: Mapping[str, Any]) -> str:
+    """How users know the node."""
     return node["Labels"].get(NAME_LABEL) or node["NodeName"] or node["NodeID"][:8]
 
 
-_warned: set[str] = set()
+_silent_since: dict[str, float] = {}  # node id -> when it did not answer, monotonic
+
+
+def _is_silent(node: dict[str, Any]) -> bool:
+    return time.monotonic() - _silent_since.get(node["NodeID"], float("-inf")) < SILENT_S
 
 
 def _brief(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
 
 
-def _check_version(theirs: str, simulator: str) -> None:
-    if theirs != __version__:
+def check_version(theirs: str, simulator: str) -> None:
+    """Refuse a simulator, or an env runner there, that speaks something else.
+
+    Raises:
+        VersionMismatchError: it names both.
+    """
+    if theirs != spoken():
         raise VersionMismatchError(
-            f"The simulator {simulator!r} runs remoterl {theirs}, this process runs {__version__}. "
-            "Install the same version on both sides."
+            f"The simulator {simulator!r} runs remoterl {theirs}, this process runs {spoken()}. "
+            "Install the same version on both sides, and start the simulator again."
         )

@@ -6,11 +6,12 @@ so that Ray ends it with the trainer. It answers messages (see `messages`) which
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import sys
 import threading
-import traceback
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +19,18 @@ import gymnasium
 import psutil
 
 from remoterl import messages as m
-from remoterl.actors import registry
-from remoterl.actors.rows import Rows, RowsError, open_rows
+from remoterl._protocol import spoken
+from remoterl.actors import children, directory, registry
+from remoterl.actors.rows import Rows, RowsError, open_rows, row_error
 from remoterl.errors import RemoteEnvError
-from remoterl.shipping import ship_exception, unship
+from remoterl.shipping import unship
 
 if TYPE_CHECKING:
     from remoterl.actors.stream_listener import StreamListener
 
 REPORT_PERIOD_S = 1.0
+REMIND_PERIOD_S = 5.0  # of what did not change: the `Simulator` actor may be another one by now
+REPORT_TIMEOUT_S = 10.0
 ACCEPT_S = 10.0  # the trainer's half of the handshake is over when it asks to be served
 
 
@@ -42,6 +46,7 @@ class EnvRunner:
         registry.load()
         self._own_ids = registry.known_ids()
         self._trainer = trainer
+        self._pid = os.getpid()
         self._rows: dict[int, Rows] = {}
         self._steps = 0
         self._channel = "actor"
@@ -59,6 +64,7 @@ class EnvRunner:
             m.FindSpec: self._find_spec,
         }
         if simulator is not None:
+            children.end_with_this_process()
             threading.Thread(target=self._report, args=(simulator,), name="report", daemon=True).start()
 
     def open_stream(self) -> m.StreamOffer:
@@ -77,16 +83,20 @@ class EnvRunner:
         return self._listener.offer()
 
     def serve_stream(self) -> None:
-        """Answer what comes through the stream; returns when the trainer has closed it or is gone."""
+        """Answer what comes through the stream, and end when the trainer has closed it or is gone.
+
+        A trainer does not come back to a stream that it lost. Where it was cut off, Ray Client's server would keep this
+        env runner for ten minutes more.
+        """
+        import ray
+
         from remoterl.actors.stream_server import serve
 
         assert self._listener is not None
         connected = self._listener.accepted(ACCEPT_S)
         self._channel = "stream"
-        try:
-            serve(connected, self._answer, self._unpicklable)
-        finally:
-            self._channel = "actor"
+        serve(connected, self._answer, self._unpicklable)
+        ray.actor.exit_actor()
 
     def ready(self) -> m.EnvRunnerInfo:
         """Answered as soon as the process is up."""
@@ -103,11 +113,17 @@ class EnvRunner:
             return m.encode(self._unpicklable(request, reply, error))
 
     def _answer(self, request: Any) -> Any:
+        reply = self._reply(request)
+        if os.getpid() != self._pid:  # an environment forked, and this is the child, come back from there
+            os._exit(0)
+        return reply
+
+    def _reply(self, request: Any) -> Any:
         try:
             return self._handlers[type(request)](request)
         except RowsError as error:
             return m.RowsFailed(error.errors)
-        except Exception as error:
+        except BaseException as error:
             return m.RowsFailed([_general_error(error)])
 
     def _unpicklable(self, request: Any, reply: Any, error: Exception) -> m.RowsFailed:
@@ -133,6 +149,7 @@ class EnvRunner:
         return RemoteEnvError(f"What the environment returned can't be pickled: {error}")
 
     def _open(self, request: m.OpenRows) -> m.RowsOpened:
+        self._trainer = dataclasses.replace(self._trainer, restarts=request.restarts)
         registry.add_specs(request.specs, self._own_ids)
         rows = open_rows(request.semantics, request.factories, request.rows, request.autoreset_mode)
         self._rows[request.vector_id] = rows
@@ -200,16 +217,26 @@ class EnvRunner:
             rows=sum(rows.num_rows for rows in list(self._rows.values())),
             steps=self._steps,
             channel=self._channel,
+            speaks=spoken(),
         )
 
     def _report(self, simulator: Any) -> None:
-        last: m.EnvRunnerInfo | None = None
+        """Tell the node's `Simulator` actor; the one that another trainer made for the node ends with that trainer."""
+        import ray
+
+        told, told_at = None, 0.0
         stop = threading.Event()
         while True:
             info = self._info()
-            if info != last:
-                simulator.report.remote(info)
-                last = info
+            if info != told or time.monotonic() - told_at >= REMIND_PERIOD_S:
+                try:
+                    ray.get(simulator.report.remote(info), timeout=REPORT_TIMEOUT_S)
+                    told, told_at = info, time.monotonic()
+                except ray.exceptions.GetTimeoutError:  # it is busy
+                    told = None
+                except ray.exceptions.RayError:  # it is gone, or another env runner was faster to make the new one
+                    told = None
+                    simulator = directory.actor_of_this_node() or simulator
             stop.wait(REPORT_PERIOD_S)
 
 
@@ -220,12 +247,5 @@ def _resolve(env_id: str) -> Any:
     return registration._find_spec(env_id)
 
 
-def _general_error(error: Exception) -> m.RowError:
-    return m.RowError(
-        row=-1,
-        env=f"(process {os.getpid()}, Python {sys.version.split()[0]})",
-        exception=ship_exception(error),
-        type_name=type(error).__name__,
-        message=str(error),
-        traceback="".join(traceback.format_exception(error)),
-    )
+def _general_error(error: BaseException) -> m.RowError:
+    return row_error(-1, f"(process {os.getpid()}, Python {sys.version.split()[0]})", error)

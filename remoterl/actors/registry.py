@@ -13,13 +13,14 @@ import importlib.util
 import os
 import pickle
 import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import cloudpickle
 import gymnasium
-from gymnasium.envs.registration import EnvCreator, EnvSpec, load_env_creator, registry
+from gymnasium.envs.registration import EnvSpec, load_env_creator, registry
 
 from remoterl._logging import logger
 from remoterl.errors import NotShippableError
@@ -134,20 +135,25 @@ class SpecShipper:
 
 
 def with_local_code(spec: EnvSpec) -> EnvSpec:
-    """Where the entry point is text that names the script or a module beside it, put the class itself there."""
-    if not isinstance(spec.entry_point, str):
-        return spec
-    module_name = spec.entry_point.split(":")[0]
-    if module_name != "__main__" and not _lies_beside_the_script(module_name):
-        return spec
-    try:
-        creator = load_env_creator(spec.entry_point)
-    except Exception as error:
-        logger.debug("%s: its entry point can't be loaded on the trainer (%s)", spec.id, error)
-        return spec
+    """Where an entry point is text that names the script or a module beside it, put the class itself there."""
     with_code = copy.copy(spec)
-    with_code.entry_point = cast(EnvCreator, creator)
-    return with_code
+    with_code.entry_point = _with_code(spec.id, spec.entry_point)
+    with_code.vector_entry_point = _with_code(spec.id, spec.vector_entry_point)
+    same = with_code.entry_point is spec.entry_point and with_code.vector_entry_point is spec.vector_entry_point
+    return spec if same else with_code
+
+
+def _with_code(env_id: str, entry_point: Any) -> Any:
+    if not isinstance(entry_point, str):
+        return entry_point
+    module_name = entry_point.split(":")[0]
+    if module_name != "__main__" and not _lies_beside_the_script(module_name):
+        return entry_point
+    try:
+        return load_env_creator(entry_point)
+    except Exception as error:
+        logger.debug("%s: its entry point can't be loaded on the trainer (%s)", env_id, error)
+        return entry_point
 
 
 def _lies_beside_the_script(module_name: str) -> bool:
@@ -162,15 +168,22 @@ def _lies_beside_the_script(module_name: str) -> bool:
 
 
 class MirroredCreator:
-    """RLlib's kind of environment creator, for an id that only the trainer registered: its spec travels along."""
+    """RLlib's kind of environment creator, for an id that only the trainer registered: its spec travels along.
+
+    By its `EnvContext` RLlib asks for one environment, by a plain dict with `num_envs` for a whole vector env
+    (`gym_env_vectorize_mode="vector_entry_point"`).
+    """
 
     def __init__(self, spec: EnvSpec) -> None:
         self._env_id = spec.id
         self._spec = ship(with_local_code(spec))
 
-    def __call__(self, env_context: Mapping[str, Any]) -> gymnasium.Env:
+    def __call__(self, env_context: Mapping[str, Any]) -> Any:
         known_here = self._env_id in registry  # this simulator's own goes before the trainer's
-        return gymnasium.make(self._env_id if known_here else unship(self._spec), **env_context)
+        env = self._env_id if known_here else unship(self._spec)
+        if "num_envs" in env_context and not hasattr(env_context, "worker_index"):
+            return gymnasium.make_vec(env, vectorization_mode="vector_entry_point", **env_context)
+        return gymnasium.make(env, **env_context)
 
     def __repr__(self) -> str:
         return f"<creator of the trainer's {self._env_id}>"
@@ -180,14 +193,17 @@ def add_specs(data: bytes, own: frozenset[str]) -> None:
     """Register in an env runner what the trainer mirrored, but never over the simulator's own (`own`)."""
     if not data:
         return
-    for env_id, spec in pickle.loads(data).items():
-        if env_id in own:
-            continue
-        try:
-            registry[env_id] = cloudpickle.loads(spec)
-        except Exception as error:  # a package that is not here; it matters only to who makes this id
-            logger.debug("the trainer's %s can't be loaded here: %s", env_id, error)
-            registry[env_id] = EnvSpec(env_id, entry_point=_Unloadable(env_id, str(error)))
+    with warnings.catch_warnings():
+        # To load one id may import its package, which registers all of its ids once more.
+        warnings.filterwarnings("ignore", message=".*Overriding environment")
+        for env_id, spec in pickle.loads(data).items():
+            if env_id in own:
+                continue
+            try:
+                registry[env_id] = cloudpickle.loads(spec)
+            except Exception as error:  # a package that is not here; it matters only to who makes this id
+                logger.debug("the trainer's %s can't be loaded here: %s", env_id, error)
+                registry[env_id] = EnvSpec(env_id, entry_point=_Unloadable(env_id, str(error)))
 
 
 class _Unloadable:

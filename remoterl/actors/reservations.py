@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from remoterl._version import __version__
+from remoterl._protocol import spoken
+from remoterl.actors import simulator
 
 SWEEP_PERIOD_S = 0.5
 
@@ -36,8 +37,12 @@ class Reservations:
         threading.Thread(target=self._keep_sweeping, name="sweep", daemon=True).start()
 
     def ping(self) -> str:
-        """The remoterl version of the hub."""
-        return __version__
+        """What the hub speaks."""
+        return spoken()
+
+    def free_units(self) -> dict[str, float]:
+        """See `simulator.free_units`: for who must not make a `Simulator` actor in order to ask."""
+        return simulator.free_units()
 
     def reserve(self, num_env_runners: int, labels: Mapping[str, str], ttl_s: float, timeout_s: float) -> str | None:
         """The id of a new reservation, None where its units were not free within `timeout_s`."""

@@ -9,11 +9,13 @@ Sources: Gymnasium 1.2 `SyncVectorEnv`, `AsyncVectorEnv`, `AutoresetMode`; Stabl
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import reprlib
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import gymnasium
 import numpy as np
@@ -55,9 +57,10 @@ class Rows(ABC):
         self.envs: list[Any] = [None] * len(factories)
         self._fresh_seeds: dict[int, int] = {}  # of revived rows, until their first reset
         try:
-            self._each(range(len(factories)), lambda row: self.envs.__setitem__(row, factories[row]()))
+            self._each(range(len(factories)), lambda row: self.envs.__setitem__(row, _made(factories[row])))
         except RowsError:
-            self.close()
+            with contextlib.suppress(RowsError):  # the first error is the cause
+                self.close()
             raise
 
     def __len__(self) -> int:
@@ -158,23 +161,26 @@ class Rows(ABC):
         for row in rows:
             try:
                 results.append(one(row))
-            except Exception as error:
+            except BaseException as error:
                 errors.append(self._row_error(row, error))
         if errors:
             raise RowsError(errors)
         return results
 
-    def _row_error(self, row: int, error: Exception) -> RowError:
-        env = self.envs[row]
-        spec = getattr(env, "spec", None)
-        return RowError(
-            row=self.row_numbers[row],
-            env=spec.id if spec is not None else type(getattr(env, "unwrapped", env)).__name__ if env else "",
-            exception=ship_exception(error),
-            type_name=type(error).__name__,
-            message=str(error),
-            traceback="".join(traceback.format_exception(error)),
-        )
+    def _row_error(self, row: int, error: BaseException) -> RowError:
+        return row_error(self.row_numbers[row], _name(self.envs[row]), error)
+
+    def _name_misfits(self, error: Exception, fits: Callable[[int], Any]) -> NoReturn:
+        """Raise where the rows' values could not be put beside each other: for the rows that do not fit."""
+        errors = []
+        for row in range(len(self)):
+            try:
+                fits(row)
+            except Exception as misfit:
+                errors.append(self._row_error(row, misfit))
+        if errors:
+            raise RowsError(errors) from error
+        raise error
 
 
 class GymnasiumRows(Rows):
@@ -208,7 +214,10 @@ class GymnasiumRows(Rows):
                 infos.append((row, info))
 
         self._each([row for row in range(len(self)) if mask is None or mask[row]], one)
-        return RowsReset(self._batch(), infos)
+        try:
+            return RowsReset(self._batch(), infos)
+        except Exception as error:
+            self._name_misfits(error, self._require_fit)
 
     def step(self, actions: Any) -> RowsStepped:
         rewards: list[Any] = [0.0] * len(self)
@@ -239,15 +248,29 @@ class GymnasiumRows(Rows):
                         observations[row], info = env.reset()
                 if info or final is not None:
                     infos.append((row, info, final))
-            except Exception as error:
+            except BaseException as error:
                 errors.append(self._row_error(row, error))
         if errors:
             raise RowsError(errors)
-        terminated_rows, truncated_rows = _column(terminations, np.bool_), _column(truncations, np.bool_)
-        self._finished = np.logical_or(terminated_rows, truncated_rows).tolist()
-        return RowsStepped(
-            self._batch(), _column(rewards, np.float64), terminated_rows, truncated_rows, _tabled(infos, len(self)), []
-        )
+        try:
+            terminated_rows, truncated_rows = _column(terminations, np.bool_), _column(truncations, np.bool_)
+            self._finished = np.logical_or(terminated_rows, truncated_rows).tolist()
+            return RowsStepped(
+                self._batch(),
+                _column(rewards, np.float64),
+                terminated_rows,
+                truncated_rows,
+                _tabled(infos, len(self)),
+                [],
+            )
+        except Exception as error:
+
+            def fits(row: int) -> None:
+                self._require_fit(row)
+                _column([rewards[row]], np.float64)
+                _column([terminations[row], truncations[row]], np.bool_)
+
+            self._name_misfits(error, fits)
 
     def revive(self, seeds: Sequence[int | None], observations: Any) -> None:
         super().revive(seeds, observations)
@@ -259,6 +282,13 @@ class GymnasiumRows(Rows):
         if not _batched(self._observations, self._buffer):
             self._buffer = concatenate(self._space, self._observations, self._buffer)
         return self._buffer
+
+    def _require_fit(self, row: int) -> None:
+        observation = self._observations[row]
+        try:
+            concatenate(self._space, [observation], create_empty_array(self._space, n=1, fn=np.zeros))
+        except Exception as error:
+            raise _misfit(error, observation, self._space) from error
 
 
 class StableBaselinesRows(Rows):
@@ -283,7 +313,10 @@ class StableBaselinesRows(Rows):
             infos.append((row, info))
 
         self._each(range(len(self)), one)
-        return RowsReset(self._batch(), infos)
+        try:
+            return RowsReset(self._batch(), infos)
+        except Exception as error:
+            self._name_misfits(error, self._require_fit)
 
     def step(self, actions: Any) -> RowsStepped:
         rewards: list[Any] = [0.0] * len(self)
@@ -305,22 +338,30 @@ class StableBaselinesRows(Rows):
                         reset_infos.append((row, reset_info))
                     infos.append((row, info, None))
                 observations[row] = observation
-            except Exception as error:
+            except BaseException as error:
                 errors.append(self._row_error(row, error))
         if errors:
             raise RowsError(errors)
-        if self._buffers:
-            columns = _column(rewards, np.float32), _column(dones, np.bool_)
-        else:
-            columns = _stack(rewards), _stack(dones)
-        return RowsStepped(self._batch(), *columns, None, infos, reset_infos)
+        try:
+            if self._buffers:
+                columns = _column(rewards, np.float32), _column(dones, np.bool_)
+            else:
+                columns = _stack(rewards), _stack(dones)
+            return RowsStepped(self._batch(), *columns, None, _tabled(infos, len(self)), reset_infos)
+        except Exception as error:
+
+            def fits(row: int) -> None:
+                self._require_fit(row)
+                _column([rewards[row]], np.float32)
+                _column([dones[row]], np.bool_)
+
+            self._name_misfits(error, fits)
 
     def _batch(self) -> Any:
+        leaves = {key: self._leaf(key, space) for key, space in _leaves(self._space)}
         if isinstance(self._space, spaces.Dict):
-            return {key: self._leaf(key, space) for key, space in self._space.spaces.items()}
-        if isinstance(self._space, spaces.Tuple):
-            return tuple(self._leaf(key, space) for key, space in enumerate(self._space.spaces))
-        return self._leaf(None, self._space)
+            return leaves
+        return tuple(leaves.values()) if isinstance(self._space, spaces.Tuple) else leaves[None]
 
     def _leaf(self, key: Any, space: spaces.Space) -> np.ndarray:
         values = self._observations if key is None else [observation[key] for observation in self._observations]
@@ -333,6 +374,18 @@ class StableBaselinesRows(Rows):
             for row, value in enumerate(values):
                 batch[row] = value
         return batch
+
+    def _require_fit(self, row: int) -> None:
+        observation = self._observations[row]
+        try:
+            for key, space in _leaves(self._space):
+                value = observation if key is None else observation[key]
+                if self._buffers:
+                    np.zeros((1, *(space.shape or ())), space.dtype)[0] = value
+                elif np.shape(value) != space.shape:
+                    raise ValueError("np.stack takes arrays of one and the same shape only")
+        except Exception as error:
+            raise _misfit(error, observation, self._space) from error
 
 
 class WholeRows(Rows):
@@ -359,7 +412,7 @@ class WholeRows(Rows):
             return RowsStepped(reset.observations, nothing, over, over.copy(), [(0, reset.infos[0][1], None)], [])
         try:
             observation, reward, terminated, truncated, info = self.envs[0].step(actions)
-        except Exception as error:
+        except BaseException as error:
             raise RowsError([self._row_error(0, error)]) from error
         return RowsStepped(observation, reward, terminated, truncated, [(0, info, None)], [])
 
@@ -407,6 +460,71 @@ def open_rows(semantics: Semantics, factories: bytes, rows: Sequence[int], mode:
     return WholeRows(fns, rows)
 
 
+def row_error(row: int, env: str, error: BaseException) -> RowError:
+    """What a trainer is told of an exception.
+
+    `SystemExit` and `KeyboardInterrupt` are told too, but not as themselves: what an environment does to its own
+    process must not end the trainer's script.
+
+    Raises:
+        SystemExit: Ray is ending this process, and the environment was interrupted by that.
+    """
+    if hasattr(error, "ray_terminate_msg"):
+        raise error
+    try:
+        message = str(error)
+    except Exception as unspeakable:
+        message = f"(its __str__ raised {type(unspeakable).__name__})"
+    return RowError(
+        row=row,
+        env=env,
+        exception=ship_exception(error) if isinstance(error, Exception) else None,
+        type_name=type(error).__name__,
+        message=message,
+        traceback="".join(traceback.format_exception(error)),
+    )
+
+
+def _made(factory: Callable[[], Any]) -> Any:
+    env = factory()
+    for name in ("observation_space", "action_space"):
+        if not hasattr(env, name):
+            raise AttributeError(f"The factory returned a {type(env).__name__}, which has no {name}")
+    return env
+
+
+def _name(env: Any) -> str:
+    """Its id, else its class; empty where there is none yet."""
+    if env is None:
+        return ""
+    spec = getattr(env, "spec", None)
+    return spec.id if isinstance(spec, EnvSpec) else type(getattr(env, "unwrapped", env)).__name__
+
+
+def _leaves(space: spaces.Space) -> list[tuple[Any, spaces.Space]]:
+    """The parts that Stable-Baselines3 makes an array of each: a key and a space, `None` for a space of one part."""
+    if isinstance(space, spaces.Dict):
+        return list(space.spaces.items())
+    return list(enumerate(space.spaces)) if isinstance(space, spaces.Tuple) else [(None, space)]
+
+
+def _misfit(error: Exception, observation: Any, space: spaces.Space) -> Exception:
+    """An observation that its space has no room for, as an exception of the type that NumPy raised."""
+    kind = next((kind for kind in (TypeError, KeyError, IndexError) if isinstance(error, kind)), ValueError)
+    return kind(
+        f"The observation does not fit its space: expected one of {space}, got {_outline(observation)} "
+        f"({type(error).__name__}: {error})"
+    )
+
+
+def _outline(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape} and dtype {value.dtype}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {_outline(item)}" for key, item in value.items()) + "}"
+    return f"{type(value).__name__} {reprlib.repr(value)}"
+
+
 def _batched(values: list[Any], batch: Any) -> bool:
     """Copy arrays of just the batch's shape and dtype into it; False, and nothing done, where they are not all that.
 
@@ -423,16 +541,23 @@ def _batched(values: list[Any], batch: Any) -> bool:
 
 
 def _tabled(infos: list[tuple[int, dict[str, Any], Any]], num_rows: int) -> list[Any] | InfoTable:
-    """The infos as a table where they are one: pickling a number in a dict costs ten times as much."""
+    """The infos as a table, where they are one: a number in a pickled dict costs ten times as much."""
     if not infos or len(infos) != num_rows:
         return infos
     keys, types = tuple(infos[0][1]), tuple(map(type, infos[0][1].values()))
-    if not _FLOATS.issuperset(types) or not all(type(key) is str and key[:1] != "_" for key in keys):
+    if not _NUMBERS.issuperset(types) or not all(map(_is_plain, keys)):
         return infos
     for _, info, final in infos:
         if final is not None or tuple(info) != keys or tuple(map(type, info.values())) != types:
             return infos
-    return InfoTable(keys, types, np.array([list(info.values()) for _, info, _ in infos]))
+        if int in types and any(type(value) is int and abs(value) > _EXACT for value in info.values()):
+            return infos
+    return InfoTable(keys, types, np.array([list(info.values()) for _, info, _ in infos], np.float64))
+
+
+def _is_plain(key: Any) -> bool:
+    """Has the key no meaning of its own to Gymnasium's vector envs?"""
+    return type(key) is str and key[:1] != "_" and key not in ("final_obs", "final_info")
 
 
 def _column(values: list[Any], dtype: Any) -> np.ndarray:
@@ -451,7 +576,8 @@ def _stack(values: list[Any]) -> np.ndarray:
     return np.array(values) if len(kinds) == 1 and kinds <= _SCALARS else np.stack(values)
 
 
-_FLOATS = frozenset({float, np.float64})
+_NUMBERS = frozenset({float, np.float64, np.float32, int, bool})  # what a float64 holds exactly ...
+_EXACT = 2**53 - 1  # ... whole numbers up to here
 _SCALARS = frozenset({float, int, bool, np.float64, np.float32, np.bool_})
 
 

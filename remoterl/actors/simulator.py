@@ -6,12 +6,15 @@ env runners and supervises them.
 
 from __future__ import annotations
 
+import os
 import platform
+import signal
 import socket
 
 import psutil
 
 from remoterl import messages as m
+from remoterl._protocol import digest, spoken
 from remoterl._version import __version__
 from remoterl.actors import registry
 
@@ -27,10 +30,11 @@ class Simulator:
         self._units = units
         self._env_runners: dict[str, m.EnvRunnerInfo] = {}
         self._past_steps = 0
+        self._draining = False
 
     def ping(self) -> str:
-        """The remoterl version; also the sign of life that a stale name in Ray's directory does not give."""
-        return __version__
+        """What it speaks; also the sign of life that a stale name in Ray's directory does not give."""
+        return spoken()
 
     def report(self, env_runner: m.EnvRunnerInfo) -> None:
         """An env runner of this node tells of itself: at its start, and when its counters changed."""
@@ -53,18 +57,26 @@ class Simulator:
             env_runners=env_runners,
             units=self._units,
             steps=self._past_steps + sum(info.steps for info in env_runners),
+            draining=self._draining,
         )
 
+    def drain(self) -> None:
+        """The simulator is about to leave: it takes no new rows, and its env runners end, so that theirs move now."""
+        self._draining = True
+        for info in self._env_runners.values():
+            if _lives(info):
+                os.kill(info.pid, signal.SIGTERM)
+
     def free_units(self) -> dict[str, float]:
-        """Free units of `env_runner` on every node of the cluster, as Ray's scheduler sees them.
+        """See `free_units`. Ray Client has no call for this, so a trainer asks any one simulator."""
+        return free_units()
 
-        Ray Client has no call for this, so a trainer asks any one simulator.
-        """
-        from ray._private.state import available_resources_per_node
 
-        return {
-            node_id: resources.get("env_runner", 0.0) for node_id, resources in available_resources_per_node().items()
-        }
+def free_units() -> dict[str, float]:
+    """Free units of `env_runner` on every node of the cluster, as Ray's scheduler sees them; not by Ray Client."""
+    from ray._private.state import available_resources_per_node
+
+    return {node_id: resources.get("env_runner", 0.0) for node_id, resources in available_resources_per_node().items()}
 
 
 def versions() -> m.Versions:
@@ -72,7 +84,7 @@ def versions() -> m.Versions:
     import gymnasium
     import ray
 
-    return m.Versions(platform.python_version(), ray.__version__, __version__, gymnasium.__version__)
+    return m.Versions(platform.python_version(), ray.__version__, __version__, gymnasium.__version__, digest())
 
 
 def _lives(info: m.EnvRunnerInfo) -> bool:

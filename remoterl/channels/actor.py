@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from remoterl.channels.base import Channel
 from remoterl.errors import RemoteRLError
 from remoterl.messages import decode, encode
+
+LOOK_UP_S = 5.0  # Ray waits for ever for an env runner and a hub that are both gone
 
 
 class ActorChannel(Channel):
@@ -41,7 +44,7 @@ class ActorChannel(Channel):
 
         self._require_connection()
         try:
-            return self._decode(ray.get(ticket, timeout=timeout_s))
+            return self._decode(_get(ticket, timeout_s, [self]))
         except ray.exceptions.GetTimeoutError as error:
             raise self._late(timeout_s) from error
         except ray.exceptions.RayTaskError as error:  # the actor lives: a fault of our own in its answer
@@ -59,7 +62,7 @@ class ActorChannel(Channel):
         assert isinstance(first, ActorChannel)
         first._require_connection()
         try:  # one request to Ray for all of them: through Ray Client each is a round trip
-            replies = ray.get(list(tickets), timeout=timeout_s)
+            replies = _get(list(tickets), timeout_s, channels)
         except ray.exceptions.GetTimeoutError:  # whose is late?
             return super().receive_all(channels, tickets, 0.0)
         except (ray.exceptions.RayError, ConnectionError):  # whose was it? ask one by one
@@ -77,3 +80,19 @@ class ActorChannel(Channel):
 
         if not ray.is_initialized():  # otherwise Ray would start a cluster of its own on this machine
             raise self._gone(ConnectionError("this process is no longer connected to Ray"))
+
+
+def _get(tickets: Any, timeout_s: float | None, channels: Sequence[Channel]) -> Any:
+    """`ray.get`, which ends too where one of the channels is interrupted."""
+    import ray
+
+    deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            return ray.get(tickets, timeout=max(0.0, min(left, LOOK_UP_S)))
+        except ray.exceptions.GetTimeoutError:
+            if left <= LOOK_UP_S:
+                raise
+            if any(channel.lost for channel in channels):
+                raise ConnectionError("it was given up") from None

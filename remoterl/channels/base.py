@@ -61,6 +61,10 @@ class Channel(ABC):
                 replies.append(error)
         return replies
 
+    def interrupt(self) -> None:
+        """Whoever waits for the env runner finds it lost, soon. From any thread."""
+        self.lost = True
+
     def close(self) -> None:
         """Let go of the env runner: nothing is sent from here on. Idempotent."""
         self.lost = True

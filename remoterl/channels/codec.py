@@ -18,13 +18,15 @@ from typing import Any, NamedTuple
 import cloudpickle
 import numpy as np
 
-from remoterl.messages import RowsStepped, StepRows
+from remoterl.messages import InfoTable, RowsStepped, StepRows
 
 PREFIX = struct.Struct("<IQQ")  # layout's number (or PICKLED, DEFINITION), bytes of the pickle, bytes of the body
 PICKLED, DEFINITION = 0, 0xFFFF_FFFF
+MAX_FRAME_BYTES = 1 << 34  # more than any message has: what says so is no frame
 MAX_LAYOUTS = 256  # a vector env needs two; steps whose arrays change their shape each time are pickled after these
 BESIDE_BYTES = 16_384  # a buffer from this size on travels beside the pickle
-ALIGNMENT = 8
+ALIGNMENT = INT_BYTES = 8
+INT_LIMIT = 1 << 63
 # By name, they fall to pieces otherwise: object arrays hold pointers, datetimes have no buffer.
 PLAIN_KINDS = frozenset("biufc")
 
@@ -37,15 +39,17 @@ class Field(Enum):
     NONE = "None"
     EMPTY = "an empty list"
     PICKLED = "the next value of the frame's pickle"
+    INT = "a whole number, whose 8 bytes stand in place of the pickle"
 
 
 class ArrayField(NamedTuple):
-    """Where a field's array lies in the body."""
+    """Where a field's array lies in the body. `table`: keys and types, where the field is an `InfoTable` of it."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
     start: int
     padding: int  # bytes after it, so that the next one is aligned
+    table: tuple[tuple[str, ...], tuple[type, ...]] | None
 
 
 class Layout(NamedTuple):
@@ -82,8 +86,11 @@ class Encoder:
         rest: list[Any] = []
         for value in message:
             if type(value) is np.ndarray and value.dtype.kind in PLAIN_KINDS and value.flags.c_contiguous:
-                kinds.append((value.dtype, value.shape))
+                kinds.append((value.dtype, value.shape, None))
                 arrays.append(value)
+            elif type(value) is InfoTable:
+                kinds.append((value.values.dtype, value.values.shape, (value.keys, value.types)))
+                arrays.append(value.values)
             elif value is None:
                 kinds.append(Field.NONE)
             elif type(value) is list and not value:
@@ -91,11 +98,18 @@ class Encoder:
             else:
                 kinds.append(Field.PICKLED)
                 rest.append(value)
+        only_an_int = len(rest) == 1 and type(rest[0]) is int and 0 <= rest[0] < INT_LIMIT
+        if only_an_int:
+            kinds[kinds.index(Field.PICKLED)] = Field.INT
         key = tuple(kinds)
         layout = self._layouts.get(key)
         if layout is None and (not arrays or len(self._layouts) == MAX_LAYOUTS):
             return None
-        pickled = _dumps(tuple(rest)) if rest else b""
+        pickled = b""
+        if only_an_int:
+            pickled = rest[0].to_bytes(INT_BYTES, "little")
+        elif rest:
+            pickled = _dumps(tuple(rest))
         buffers: list[Buffer] = []
         size_bytes = PREFIX.size + len(pickled)
         if layout is None:
@@ -116,26 +130,46 @@ class Decoder:
     """The inverse of `Encoder`, for one direction of one connection. Only for a peer that has authenticated."""
 
     def __init__(self) -> None:
-        self._layouts: dict[int, Layout] = {}
+        self._layouts: dict[int, _Recipe] = {}
 
     def define(self, pickled: Buffer) -> None:
         """Learn a layout from a frame of the kind `DEFINITION`."""
         layout: Layout = pickle.loads(pickled)
-        self._layouts[layout.number] = layout
+        self._layouts[layout.number] = _recipe(layout)
 
     def by_layout(self, number: int, pickled: Buffer, body: Buffer) -> Any:
         """A message from its layout; its arrays are views of `body`, which nothing else may use."""
-        layout = self._layouts[number]
-        rest = iter(pickle.loads(pickled) if len(pickled) else ())
-        values: list[Any] = []
-        for field in layout.fields:
-            if type(field) is ArrayField:
-                values.append(np.ndarray(field.shape, field.dtype, body, field.start))
-            elif field is Field.PICKLED:
-                values.append(next(rest))
+        message_class, constants, arrays, rest = self._layouts[number]
+        values = [[] if value is Field.EMPTY else value for value in constants]
+        for index, shape, dtype, start, table in arrays:
+            array = np.ndarray(shape, dtype, body, start)
+            values[index] = array if table is None else InfoTable(table[0], table[1], array)
+        if rest:
+            if constants[rest[0]] is Field.INT:
+                values[rest[0]] = int.from_bytes(pickled, "little")
             else:
-                values.append([] if field is Field.EMPTY else None)
-        return layout.message_class(*values)
+                for index, value in zip(rest, pickle.loads(pickled), strict=True):
+                    values[index] = value
+        return message_class(*values)
+
+
+class _Recipe(NamedTuple):
+    """A layout as `by_layout` wants it."""
+
+    message_class: type
+    constants: list[Any]  # of every field: what needs no frame to be known
+    arrays: list[tuple[int, tuple[int, ...], np.dtype, int, Any]]  # field's index, then as in `ArrayField`
+    rest: list[int]  # indices of the fields that are not arrays and come with the frame
+
+
+def _recipe(layout: Layout) -> _Recipe:
+    fields = list(enumerate(layout.fields))
+    return _Recipe(
+        layout.message_class,
+        [None if field is Field.NONE else field for _, field in fields],
+        [(at, field.shape, field.dtype, field.start, field.table) for at, field in fields if type(field) is ArrayField],
+        [at for at, field in fields if field is Field.PICKLED or field is Field.INT],
+    )
 
 
 def beside_sizes(section: Buffer) -> tuple[tuple[int, ...], int]:
@@ -180,10 +214,10 @@ def _make_layout(number: int, message_class: type, *kinds: Any) -> Layout:
         if type(kind) is Field:
             fields.append(kind)
             continue
-        dtype, shape = kind
+        dtype, shape, table = kind
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         padding = -size % ALIGNMENT
-        fields.append(ArrayField(dtype, shape, start, padding))
+        fields.append(ArrayField(dtype, shape, start, padding, table))
         start += size + padding
     paddings = tuple(bytes(field.padding) for field in fields if type(field) is ArrayField)
     return Layout(number, message_class, tuple(fields), start, paddings)

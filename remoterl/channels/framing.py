@@ -9,13 +9,23 @@ from __future__ import annotations
 import pickle
 import socket
 import ssl
+import struct
 import threading
 from collections import deque
 from typing import Any
 
 import numpy as np
 
-from remoterl.channels.codec import DEFINITION, PICKLED, PREFIX, Buffer, Decoder, Encoder, beside_sizes
+from remoterl.channels.codec import (
+    DEFINITION,
+    MAX_FRAME_BYTES,
+    PICKLED,
+    PREFIX,
+    Buffer,
+    Decoder,
+    Encoder,
+    beside_sizes,
+)
 
 SMALL_BYTES = 65_536
 MAX_BUFFERS_A_CALL = 64  # of what the operating system takes in one sendmsg
@@ -102,6 +112,7 @@ class FrameSocket:
 
         Raises:
             ConnectionError, OSError: the peer is gone.
+            FrameError: the peer is broken.
             UndecodableError: the message can't be unpickled here; the next one can be read.
         """
         while True:
@@ -118,6 +129,8 @@ class FrameSocket:
                 layout, pickle_bytes, body_bytes = PREFIX.unpack_from(self._small, self._start)
                 size = PREFIX.size + pickle_bytes + body_bytes
                 if size > SMALL_BYTES:
+                    if size > MAX_FRAME_BYTES:
+                        raise FrameError(f"the other end announced {size} bytes, which no message has")
                     self._start += PREFIX.size
                     self._large = _LargeFrame(layout, pickle_bytes, body_bytes)
                     self._start += self._large.take(self._view[self._start : self._end])
@@ -160,7 +173,10 @@ class FrameSocket:
 
     def _decode(self, layout: int, pickled: Buffer, body: Any) -> Any:
         if layout == DEFINITION:
-            self._decoder.define(pickled)
+            try:
+                self._decoder.define(pickled)
+            except Exception as error:
+                raise FrameError(f"the other end defined no layout of messages that is known here ({error})") from error
             return None
         try:
             if layout != PICKLED:
@@ -176,6 +192,10 @@ class FrameSocket:
         self.socket.close()
 
 
+class FrameError(ConnectionError):
+    """What arrived is no frame: the other end is broken, and nothing that comes after it can be read."""
+
+
 class UndecodableError(Exception):
     """A message that arrived can't be unpickled here; its cause says why."""
 
@@ -185,7 +205,7 @@ class _LargeFrame:
 
     def __init__(self, layout: int, pickle_bytes: int, body_bytes: int) -> None:
         self.layout = layout
-        self.pickled = memoryview(bytearray(pickle_bytes))
+        self.pickled = _uninitialized(pickle_bytes)  # takes memory as bytes arrive, not as they are announced
         self.body: Any = None
         self._body_bytes = body_bytes
         self._targets: deque[memoryview] = deque([self.pickled] if pickle_bytes else [])
@@ -195,7 +215,12 @@ class _LargeFrame:
         if self._targets or self.body is not None:
             return
         if self.layout == PICKLED:
-            sizes, _ = beside_sizes(self.pickled)
+            try:
+                sizes, _ = beside_sizes(self.pickled)
+            except struct.error as error:
+                raise FrameError(f"the other end sent a message without its sizes ({error})") from error
+            if sum(sizes) != self._body_bytes:
+                raise FrameError(f"the other end announced {self._body_bytes} bytes, then {sum(sizes)}")
             self.body = [_uninitialized(size) for size in sizes]
             self._targets.extend(buffer for buffer in self.body if buffer.nbytes)
         else:
@@ -231,7 +256,10 @@ class _LargeFrame:
 
 
 def _uninitialized(size_bytes: int) -> memoryview:
-    return np.empty(size_bytes, dtype=np.uint8).data
+    try:
+        return np.empty(size_bytes, dtype=np.uint8).data
+    except MemoryError as error:
+        raise FrameError(f"the other end announced {size_bytes} bytes, for which there is no memory here") from error
 
 
 def _split(body: memoryview, sizes: tuple[int, ...]) -> list[memoryview]:

@@ -47,7 +47,9 @@ def open_channels(
     failures: list[str] = []
     for index, (actor, description, connected) in enumerate(zip(actors, descriptions, sockets, strict=True)):
         if isinstance(connected, str):
-            failures.append(f"the {description}: {connected}")
+            # One that died meanwhile is no matter of ports: its first request finds it lost, as at any later time.
+            if wanted == "auto" or not _is_dead(actor):
+                failures.append(f"the {description}: {connected}")
             continue
         stream = StreamChannel(connected, streams, description)
         channels[index] = stream
@@ -78,3 +80,13 @@ def _try(offer: Any, patience_s: float) -> Any:
         return connect(ray.get(offer, timeout=OFFER_S), patience_s)
     except (UnreachableError, ray.exceptions.RayError) as error:
         return str(error).strip().splitlines()[-1]
+
+
+def _is_dead(actor: Any) -> bool:
+    import ray
+
+    try:
+        ray.get(actor.ready.remote(), timeout=OFFER_S)
+    except ray.exceptions.RayError as error:
+        return isinstance(error, ray.exceptions.RayActorError)
+    return False

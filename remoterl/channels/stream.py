@@ -10,6 +10,7 @@ import os
 import select
 import selectors
 import socket
+import sys
 import threading
 import time
 import weakref
@@ -20,12 +21,15 @@ from typing import Any, cast
 from remoterl.channels import handshake, tls
 from remoterl.channels.base import Channel
 from remoterl.channels.cores import SPIN_S, SpareCores
-from remoterl.channels.framing import FrameSocket, UndecodableError
+from remoterl.channels.framing import FrameError, FrameSocket, UndecodableError
 from remoterl.errors import EnvRunnerLostError
 from remoterl.messages import StreamOffer
 
-KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 5}  # seconds, seconds, probes
+# A peer that vanished is noticed after 15 s, whether nothing is under way to it (seconds, seconds, probes) or something
+# is (milliseconds; Linux would try for a quarter of an hour).
+KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 5, "TCP_USER_TIMEOUT": 15_000}
 WRITE_CHECK_S = 0.05
+LOCAL_S = 0.1  # for a place in an env runner's local queue; through the network it has another
 
 
 class UnreachableError(Exception):
@@ -108,16 +112,23 @@ class StreamChannel(Channel):
                     reply = self.frames.get()
                     if reply is None:
                         return
-                    ticket = self._waiting.popleft()
+                    ticket = self._next_ticket()
                     ticket.reply = reply
                 except UndecodableError as error:
-                    ticket = self._waiting.popleft()
+                    ticket = self._next_ticket()
                     ticket.error = self._undecodable(cast(Exception, error.__cause__))
                 ticket.done = True
                 if not self.frames.has_more:
                     return
+        except FrameError as error:
+            self.lose(str(error))
         except OSError as error:
             self.lose(error)
+
+    def _next_ticket(self) -> Ticket:
+        if not self._waiting:
+            raise FrameError("the other end answered what was not asked")
+        return self._waiting.popleft()
 
     def lose(self, reason: Exception | str) -> None:
         """The env runner is gone: so is every reply that is still out."""
@@ -309,7 +320,7 @@ def connect(offer: StreamOffer, timeout_s: float) -> socket.socket:
         sides = ("the env runner's Ray", "this process") if offer.uses_tls else ("this process", "the env runner's Ray")
         raise UnreachableError(f"{sides[0]} uses TLS (RAY_USE_TLS=1), {sides[1]} does not")
     try:
-        connected = socket.create_connection((offer.host, offer.port), timeout_s)
+        connected = _reach_here(offer.local) or socket.create_connection((offer.host, offer.port), timeout_s)
     except OSError as error:
         raise UnreachableError(f"{where} can't be reached ({error})") from error
     try:
@@ -327,8 +338,24 @@ def connect(offer: StreamOffer, timeout_s: float) -> socket.socket:
     return connected
 
 
+def _reach_here(name: str) -> socket.socket | None:
+    """The env runner's local socket; None where it is on another machine, which has no such name."""
+    if not name or sys.platform != "linux":
+        return None
+    connected = socket.socket(socket.AF_UNIX)
+    connected.settimeout(LOCAL_S)
+    try:
+        connected.connect(f"\0{name}")
+    except OSError:
+        connected.close()
+        return None
+    return connected
+
+
 def keep_alive(connected: socket.socket) -> None:
-    """Small messages leave at once, and a peer that vanished without a word is noticed while nothing is sent."""
+    """Small messages leave at once, and a peer that vanished without a word is noticed."""
+    if connected.family not in (socket.AF_INET, socket.AF_INET6):
+        return  # on this machine nobody vanishes without a word
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in KEEP_ALIVE.items():

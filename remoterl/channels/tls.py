@@ -11,6 +11,7 @@ import ssl
 from collections.abc import Mapping
 
 CERTIFICATE, KEY, AUTHORITY = "RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT"
+VARIABLES = (CERTIFICATE, KEY, AUTHORITY)
 
 
 def is_on(environ: Mapping[str, str] = os.environ) -> bool:

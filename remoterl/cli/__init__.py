@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
+from remoterl._protocol import spoken
 from remoterl.cli import capacity, demo, doctor, hub, register, run, simulate, status, train
 
 app = typer.Typer(
@@ -16,10 +18,28 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"remoterl {spoken()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version, and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 app.add_typer(hub.app, name="hub")
 app.command("register")(register.register)
 app.command("simulate")(simulate.simulate)
 app.command("status")(status.status)
+app.command("describe")(status.status)
 app.command("doctor")(doctor.doctor)
 app.command("check")(capacity.check)
 app.command("reserve")(capacity.reserve)

@@ -15,6 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
+from remoterl.errors import RemoteRLError
+
 START_TIMEOUT_S = 90.0
 # Stable-Baselines3 Zoo's settings for PPO on CartPole-v1.
 PPO_SETTINGS: dict[str, Any] = {
@@ -96,7 +98,7 @@ def _wait_for_line(process: subprocess.Popen[bytes], log: Path, text: str) -> No
     deadline = time.monotonic() + START_TIMEOUT_S
     while text not in log.read_text(errors="replace"):
         if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"the simulator did not start; it said:\n{log.read_text(errors='replace')}")
+            raise RemoteRLError(f"The simulator did not start. It said:\n{log.read_text(errors='replace')}")
         time.sleep(0.1)
 
 

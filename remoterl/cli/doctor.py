@@ -10,26 +10,31 @@ from typing import Annotated
 import typer
 
 from remoterl.cli.options import Address, Json, Timeout
+from remoterl.config import ChannelName
 
 
 def doctor(
     address: Address = None,
-    env_id: Annotated[str | None, typer.Option(help="Can each simulator make it, and with which spaces?")] = None,
+    env_id: Annotated[
+        str | None, typer.Option(help="Can each simulator make it, with which spaces, and how fast is it?")
+    ] = None,
+    channel: Annotated[ChannelName, typer.Option(help="As for init(): auto takes a stream where it can.")] = "auto",
     as_json: Json = False,
     timeout: Timeout = 10.0,
 ) -> None:
     """Look at address, key, ports, versions, clocks, round trips and simulators; each line is OK or says what to do.
 
-    Exit code 0 where everything is OK, 1 otherwise.
+    Exit code 0 where everything is OK (a NOTE is, but could be better), 1 otherwise.
     """
     from remoterl import doctor as doctors
 
     logging.getLogger("ray").setLevel(logging.WARNING)
     findings = []
-    for finding in doctors.examine(address, env_id, timeout):
+    for finding in doctors.examine(address, env_id, timeout, channel):
         findings.append(finding)
         if not as_json:
-            print(f"{'OK  ' if finding.ok else 'FAIL'}  {finding.check}: {finding.found}", flush=True)
+            mark = "FAIL" if not finding.ok else "NOTE" if finding.advice else "OK  "
+            print(f"{mark}  {finding.check}: {finding.found}", flush=True)
             if finding.advice:
                 print(f"      -> {finding.advice}", flush=True)
     if as_json:

@@ -23,6 +23,9 @@ def simulate(
     host: Host = None,
     ports: Ports = None,
     timeout: Timeout = 30.0,
+    rejoin_timeout: Annotated[
+        float, typer.Option(help="Seconds that it tries to come back once it has lost the hub; 0: it does not.")
+    ] = 600.0,
 ) -> None:
     """Offer this machine's environments to trainers, until Ctrl-C.
 
@@ -52,5 +55,6 @@ def simulate(
         max_env_runners=max_env_runners,
         labels=parse_options(label),
         timeout_s=timeout,
+        rejoin_timeout_s=rejoin_timeout,
     )
     raise typer.Exit(0 if served else 1)

@@ -23,7 +23,7 @@ def status(
 
     logging.getLogger("ray").setLevel(logging.WARNING)
     with capacity.connected(address, None, timeout):
-        report = capacity.describe(parse_options(label), timeout, create=False)
+        report = capacity.describe(parse_options(label), timeout)
     if as_json:
         print(json.dumps(report, indent=2))
     else:
@@ -50,8 +50,10 @@ def _show(report: dict[str, Any]) -> None:
             ", ".join(f"{key}={value}" for key, value in simulator["labels"].items()),
         )
     console.print(table)
+    for one in report["unused_simulators"]:
+        console.print(f"{one['name']}: {one['free_units']} of {one['units']} units free; no trainer has used it yet")
     for name in report["simulators_without_actor"]:
-        console.print(f"{name}: a node with env_runner units that no trainer has used yet")
+        console.print(f"{name}: does not answer")
     if not report["trainers"]:
         console.print("No trainer.")
         return

@@ -10,10 +10,11 @@ import os
 from collections.abc import Callable
 
 MODE_VARIABLE, TOKEN_VARIABLE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
+NO_KEY = ""  # for a cluster that checks none: whoever asks for one there waits for ever, since nobody else sends it
 
 
 def use_key(api_key: str | None) -> Callable[[], None]:
-    """Make Ray authenticate with this key from now on; None changes nothing.
+    """Make Ray authenticate with this key (or, `NO_KEY`, not at all) from now on; None changes nothing.
 
     Returns:
         A function that puts everything back as it was.
@@ -37,7 +38,9 @@ def use_key(api_key: str | None) -> Callable[[], None]:
 
 def key_environment(api_key: str | None) -> dict[str, str]:
     """The environment variables that give a child process of Ray this key (never its command line)."""
-    return {} if api_key is None else {MODE_VARIABLE: "token", TOKEN_VARIABLE: api_key}
+    if api_key is None:
+        return {}
+    return {MODE_VARIABLE: "disabled"} if api_key == NO_KEY else {MODE_VARIABLE: "token", TOKEN_VARIABLE: api_key}
 
 
 def make_key() -> str:

@@ -3,34 +3,53 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from remoterl._logging import logger
 from remoterl.actors.directory import RESOURCE
 from remoterl.cluster import auth, node, probe
-from remoterl.config import Address
+from remoterl.config import Address, parse_address
 from remoterl.errors import ConfigurationError, RemoteRLError, VersionMismatchError
 
 Kind = Literal["client", "driver", "local", "existing"]
+# How long Ray waits for a lost hub before it ends an in-cluster process: long enough to save a model.
+HUB_PATIENCE_VARIABLE, HUB_PATIENCE_S = "RAY_gcs_rpc_server_reconnect_timeout_s", 3600
 
 
 @dataclass
 class Connection:
     """An open Ray connection. `close` ends it, unless the script had opened it itself.
 
-    `context` is what `ray.init()` returned (or would have).
+    `context` is what `ray.init()` returned (or would have). `hub`: where it can be asked whether it lives.
     """
 
     kind: Kind
     description: str
     context: Any
     _undo: Callable[[], None]
+    hub: Address | None = None
+
+    def break_off(self) -> None:
+        """The hub is lost: whoever waits for Ray Client in another thread hears of it, as `ConnectionError`.
+
+        By itself it would wait for minutes where the link is cut. (Ray's private names: see `worker.close` there.)
+        """
+        from ray.util.client import ray as client
+
+        if self.hub is None or self.hub.kind != "client" or not client.is_connected():
+            return
+        worker = client.get_context().client_worker
+        worker._in_shutdown = True
+        if worker.channel is not None:
+            worker.channel.close()
 
     def close(self) -> None:
         """Disconnect (or leave the script's own connection open). Idempotent."""
@@ -80,15 +99,16 @@ def connect(
         address = found
     if not probe.wait_for_hub(address, api_key, max(0.1, deadline - time.monotonic())):
         logger.error(
-            "No hub answers at %s within %.0f s. Check that it runs, that host and port are right (Ray Client "
-            "listens on 10001 by default), and that no firewall is between.",
+            "No hub answers at %s within %.0f s. Check that it runs, that host and port are right (by default "
+            "10001 for ray:// addresses, 6379 for others), and that no firewall is between.",
             address,
             timeout_s,
         )
         return None
-    undo_key = auth.use_key(api_key)
+    undo_key = auth.use_key(probe.checked_key(address, api_key))
     try:
-        context = _ray_init_twice(str(address), runtime_env)
+        with _patient_with_the_hub():
+            context = _ray_init_twice(str(address), runtime_env)
     except ConnectionError as error:
         undo_key()
         logger.error("The hub at %s answered, but Ray could not connect: %s", address, _last_line(error))
@@ -105,7 +125,7 @@ def connect(
         _ray_shutdown()
         undo_key()
 
-    return Connection(kind, str(address), context, close)
+    return Connection(kind, str(address), context, close, address)
 
 
 def find_running(deadline: float) -> Address | None:
@@ -147,7 +167,7 @@ def _existing(asked: Address | None) -> Connection | None:
             f"Ray is already connected to {here}, but address={str(asked)!r} asks for another cluster. "
             "Leave the address out to use the open connection, or call ray.shutdown() first."
         )
-    return Connection("existing", here, context, lambda: None)
+    return Connection("existing", here, context, lambda: None, parse_address(here, "Ray's address"))
 
 
 def _same_place(asked: Address, open_kind: str, open_target: str) -> bool:
@@ -210,6 +230,18 @@ def _start_private(units: int, runtime_env: Mapping[str, Any] | None) -> Connect
         close()
         raise
     return Connection("local", "a private cluster on this machine", context, close)
+
+
+@contextmanager
+def _patient_with_the_hub() -> Iterator[None]:
+    """Ray reads the variable when it connects; sub-processes of the script need not see it."""
+    before = os.environ.get(HUB_PATIENCE_VARIABLE)
+    os.environ[HUB_PATIENCE_VARIABLE] = before or str(HUB_PATIENCE_S)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[HUB_PATIENCE_VARIABLE]
 
 
 def _ray_init_twice(address: str, runtime_env: Mapping[str, Any] | None) -> Any:

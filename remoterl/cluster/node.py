@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from remoterl.actors.directory import NAME_LABEL, RESOURCE
 from remoterl.cluster.auth import key_environment
@@ -29,6 +32,11 @@ FORK_SAFE = {"GRPC_ENABLE_FORK_SUPPORT": "0"}
 # Ray starts workers with a niceness of 15, behind everything else that the machine does. To step is what a simulator
 # is for, and its trainer waits for every one of them.
 NOT_NICE = {"RAY_worker_niceness": "0"}
+# What environments started (game engines, mostly) ends with their env runner, also where that was killed or crashed.
+END_CHILDREN = {"RAY_process_group_cleanup_enabled": "1"}
+# A machine that vanished without a word is missed after 39 s (three times 3 s and 10 s). Ray's five times take longer
+# than the minute in which what a dead trainer held has to be free.
+MISSED_WITHIN_A_MINUTE = {"RAY_health_check_failure_threshold": "3"}
 # Everything but worker processes that listens on a node, each with an option of `ray start`.
 SERVICES = (
     "node-manager-port",
@@ -186,7 +194,15 @@ class Node:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**FORK_SAFE, **NOT_NICE, **_own_python_first(), **environment, **key_environment(self._api_key)},
+                env={
+                    **FORK_SAFE,
+                    **NOT_NICE,
+                    **(END_CHILDREN if self._units else {}),
+                    **(MISSED_WITHIN_A_MINUTE if self.is_hub else {}),
+                    **_own_python_first(),
+                    **environment,
+                    **key_environment(self._api_key),
+                },
                 start_new_session=True,
             )
 
@@ -225,11 +241,17 @@ class Node:
         process, self._process = self._process, None
         if process is not None and process.poll() is None:
             address = self._marker.read_text().strip() if self.is_hub and self._marker.exists() else None
+            everyone = psutil.Process(process.pid).children(recursive=True)
             process.send_signal(signal.SIGINT)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_TIMEOUT_S)
+            for one in everyone:  # where the hub can't be reached, Ray's agents would wait for it
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
+            try:
+                process.wait(STOP_TIMEOUT_S)  # it ends the others, without `ray start`
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+                process.kill()
                 process.wait()
             if address and self._marker.exists() and self._marker.read_text().strip() == address:
                 self._marker.unlink(missing_ok=True)

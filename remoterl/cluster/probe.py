@@ -6,15 +6,23 @@ Ray itself takes 20 s and more to say that a token is wrong or that nobody liste
 from __future__ import annotations
 
 import os
+import socket
+import ssl
 import time
+import uuid
 from enum import Enum
+from pathlib import Path
+from typing import Any
 
 from remoterl._logging import logger
+from remoterl.channels import tls
+from remoterl.cluster import auth
 from remoterl.config import Address
 from remoterl.errors import AuthenticationError, ConfigurationError
 
 RETRY_PERIOD_S = 0.3
 ONE_PROBE_S = 3.0
+MARK = b"remoterl:hub"
 
 
 class Answer(Enum):
@@ -28,6 +36,17 @@ class Answer(Enum):
 
 def ask(address: Address, api_key: str | None, timeout_s: float = ONE_PROBE_S) -> Answer:
     """One cheap call to the client port (`ray://`) or to the GCS port, with the key as Ray sends it."""
+    return identify(address, api_key, timeout_s, mark=False)[0]
+
+
+def identify(
+    address: Address, api_key: str | None, timeout_s: float = ONE_PROBE_S, mark: bool = True
+) -> tuple[Answer, bytes]:
+    """The same, and which cluster it is: a hub that starts anew is another.
+
+    Ray Client's port does not say; there (but for `mark` False) the hub is given a mark, which it loses with the rest.
+    Empty where it takes none.
+    """
     import grpc
     from ray.core.generated import gcs_service_pb2 as gcs
     from ray.core.generated import gcs_service_pb2_grpc as gcs_grpc
@@ -43,16 +62,32 @@ def ask(address: Address, api_key: str | None, timeout_s: float = ONE_PROBE_S) -
                     metadata=metadata,
                     timeout=timeout_s,
                 )
-            else:
-                gcs_grpc.NodeInfoGcsServiceStub(channel).GetClusterId(
-                    gcs.GetClusterIdRequest(), metadata=metadata, timeout=timeout_s
-                )
+                return Answer.ACCEPTED, _mark(
+                    client_grpc.RayletDriverStub(channel), metadata, timeout_s
+                ) if mark else b""
+            reply = gcs_grpc.NodeInfoGcsServiceStub(channel).GetClusterId(
+                gcs.GetClusterIdRequest(), metadata=metadata, timeout=timeout_s
+            )
+            return Answer.ACCEPTED, reply.cluster_id
         except grpc.RpcError as error:
-            return {
+            answer = {
                 grpc.StatusCode.UNAUTHENTICATED: Answer.REFUSED_KEY,
                 grpc.StatusCode.UNIMPLEMENTED: Answer.WRONG_PORT,
             }.get(error.code(), Answer.UNREACHABLE)
-    return Answer.ACCEPTED
+            return answer, b""
+
+
+def _mark(stub: Any, metadata: Any, timeout_s: float) -> bytes:
+    """The hub's mark in its own key-value store, which it answers for whoever is no client of it (yet)."""
+    import grpc
+    from ray.core.generated import ray_client_pb2 as client
+
+    options = {"metadata": [*(metadata or []), ("client_id", uuid.uuid4().hex)], "timeout": timeout_s}
+    try:
+        stub.KVPut(client.KVPutRequest(key=MARK, value=uuid.uuid4().bytes, overwrite=False), **options)
+        return stub.KVGet(client.KVGetRequest(key=MARK), **options).value
+    except grpc.RpcError:
+        return b""
 
 
 def wait_for_hub(address: Address, api_key: str | None, timeout_s: float) -> bool:
@@ -63,7 +98,7 @@ def wait_for_hub(address: Address, api_key: str | None, timeout_s: float) -> boo
 
     Raises:
         AuthenticationError: the hub refused the key, or wants one and got none.
-        ConfigurationError: the port is not of the kind that the address says.
+        ConfigurationError: the port is not of the kind that the address says, or TLS keeps the two apart.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -88,21 +123,84 @@ def wait_for_hub(address: Address, api_key: str | None, timeout_s: float) -> boo
                     address,
                 )
             return True
+        _refuse_other_tls(address, min(ONE_PROBE_S, max(0.1, deadline - time.monotonic())))
         if time.monotonic() + RETRY_PERIOD_S >= deadline:
             return False
         time.sleep(RETRY_PERIOD_S)
+
+
+def checked_key(address: Address, api_key: str | None) -> str | None:
+    """The key for Ray: the one given, or `NO_KEY` where this hub, which answers, checks none."""
+    return auth.NO_KEY if api_key and ask(address, None) is Answer.ACCEPTED else api_key
+
+
+def _refuse_other_tls(address: Address, timeout_s: float) -> None:
+    """Say where somebody listens who did not answer because of TLS; return where it is something else."""
+    try:
+        connected = socket.create_connection((address.host, address.port), timeout_s)
+    except OSError:
+        return
+    with connected:
+        hub_uses_tls = _speaks_tls(connected)
+    if hub_uses_tls is None:
+        return
+    if hub_uses_tls != tls.is_on():
+        sides = ("The hub at {}", "this process") if hub_uses_tls else ("This process", "the hub at {}")
+        raise ConfigurationError(
+            f"{sides[0]} uses TLS (RAY_USE_TLS=1), {sides[1]} does not. Both need it, with "
+            f"{tls.CERTIFICATE}, {tls.KEY} and {tls.AUTHORITY}, or neither.".format(address)
+        )
+    fault = _certificate_fault(address, timeout_s) if hub_uses_tls else None
+    if fault is not None:
+        raise ConfigurationError(
+            f"TLS with the hub at {address} failed: {fault}. Both need a certificate ({tls.CERTIFICATE}) that the "
+            f"other's {tls.AUTHORITY} has signed and that names the address by which it is reached."
+        )
+
+
+def _speaks_tls(connected: socket.socket) -> bool | None:
+    """Does the other end answer as a TLS server does? None: it says nothing. Nothing is proved or trusted by this."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    try:
+        context.wrap_socket(connected).close()
+    except ssl.SSLError as error:
+        reason = error.reason or ""
+        return True if "ALERT" in reason else False if reason == "WRONG_VERSION_NUMBER" else None
+    except OSError:
+        return None
+    return True
+
+
+def _certificate_fault(address: Address, timeout_s: float) -> str | None:
+    """Why the two refuse each other's certificates, if they do."""
+    try:
+        context = tls.client_context()
+        assert context is not None
+        context.set_alpn_protocols(["h2"])
+        with socket.create_connection((address.host, address.port), timeout_s) as connected:
+            secured = context.wrap_socket(connected, server_hostname=address.host)
+            secured.recv(1)  # the other end's refusal comes after our half of the handshake
+    except ssl.SSLError as error:
+        return str(error)
+    except (OSError, KeyError):
+        return None
+    return None
 
 
 def _open_channel(target: str):  # type: ignore[no-untyped-def]
     import grpc
 
     options = [("grpc.enable_http_proxy", 0)]
-    if os.environ.get("RAY_USE_TLS", "").lower() not in ("1", "true"):
+    if not tls.is_on():
         return grpc.insecure_channel(target, options=options)
-    from ray._private.tls_utils import load_certs_from_env
-
-    certificate, key, authority = load_certs_from_env()
-    credentials = grpc.ssl_channel_credentials(
-        root_certificates=authority, private_key=key, certificate_chain=certificate
-    )
+    try:
+        certificate, private_key, authority = (Path(os.environ[name]).read_bytes() for name in tls.VARIABLES)
+    except (KeyError, OSError) as error:
+        raise ConfigurationError(
+            f"RAY_USE_TLS is set; then {', '.join(tls.VARIABLES)} must each name a PEM file that can be read here "
+            f"({type(error).__name__}: {error})."
+        ) from None
+    credentials = grpc.ssl_channel_credentials(authority, private_key, certificate)
     return grpc.secure_channel(target, credentials, options=options)

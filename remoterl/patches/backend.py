@@ -55,8 +55,22 @@ class Backend(Protocol):
             rows_here: will there be such environments?
 
         Raises:
-            CapacityError: it is not free within the session's `timeout_s`.
+            CapacityError: it is not free within the session's `timeout_s`, or more than the session has reserved.
         """
+
+    def units(self) -> tuple[int, int] | None:
+        """Free units, and all, of the simulators that the session may use; None where an autoscaler starts more."""
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """Ray's label selector of the simulators that the session may use; empty for all."""
+
+    @property
+    def has_reservation(self) -> bool:
+        """Is the session on units that were reserved?"""
+
+    def reserved_place(self) -> Any:
+        """Ray's scheduling strategy for one more env runner of RLlib's; None where the session has no reservation."""
 
     def at_end(self, undo: Callable[[], None]) -> None:
         """Call `undo` when the session ends and leaves Ray's connection open, because the script had opened it."""

@@ -19,6 +19,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from remoterl._logging import logger
 from remoterl.actors.directory import RESOURCE
 from remoterl.actors.registry import MirroredCreator
+from remoterl.errors import UnsupportedError
 from remoterl.patches.backend import backend, building_locally, is_local
 from remoterl.patches.base import Patch
 from remoterl.patches.code_travels import code_travels
@@ -129,22 +130,46 @@ def check_environments(environments: Iterable[Any]) -> None:
         # What is no text is a class; with a dot it is one's path, with a colon its module is imported there.
         if not isinstance(env_id, str) or "." in env_id or ":" in env_id:
             continue
-        if _global_registry.contains(ENV_CREATOR, env_id) or backend().simulators_know(env_id):
-            continue
-        _global_registry.register(ENV_CREATOR, env_id, MirroredCreator(trainers_registry[env_id]))
-        backend().at_end(functools.partial(_global_registry.unregister, ENV_CREATOR, env_id))
+        ours = False
+        if _global_registry.contains(ENV_CREATOR, env_id):
+            ours = isinstance(_global_registry.get(ENV_CREATOR, env_id), MirroredCreator)
+            if not ours:
+                continue
+        if not backend().simulators_know(env_id):  # again as well: the script may have registered another class since
+            _global_registry.register(ENV_CREATOR, env_id, MirroredCreator(trainers_registry[env_id]))
+            backend().at_end(functools.partial(_global_registry.unregister, ENV_CREATOR, env_id))
+        elif ours:
+            _global_registry.unregister(ENV_CREATOR, env_id)
 
 
 def _make_worker(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Ray would fill one simulator before it takes the next; trials say SPREAD in their placement group."""
+    """Ray keeps these options when it restarts an env runner; trials say them in their placement group."""
 
     @functools.wraps(original)
-    def make_worker(self: Any, **kwargs: Any) -> Any:
-        if RESOURCE in (self._remote_args.get("resources") or {}):
-            self._remote_args = {"scheduling_strategy": "SPREAD", **self._remote_args}
-        return original(self, **kwargs)
+    def make_worker(self: Any, *, worker_index: int, **kwargs: Any) -> Any:
+        if worker_index > 0 and RESOURCE in (self._remote_args.get("resources") or {}):
+            self._remote_args = {**self._remote_args, **_placement(self._remote_args)}
+        return original(self, worker_index=worker_index, **kwargs)
 
     return make_worker
+
+
+def _placement(actor: Mapping[str, Any]) -> dict[str, Any]:
+    """Ray's options for one more env runner: on the units or the simulators that are this trainer's.
+
+    Raises:
+        UnsupportedError: it needs what can't be reserved.
+    """
+    reserved = backend().reserved_place()
+    if reserved is None:  # Ray would fill one simulator before it takes the next
+        labels = dict(backend().labels)
+        return {"scheduling_strategy": "SPREAD", **({"label_selector": labels} if labels else {})}
+    if actor["resources"] != {RESOURCE: 1} or actor.get("num_gpus"):
+        raise UnsupportedError(
+            f"Each env runner asks for {actor['resources']} and {actor.get('num_gpus') or 0} GPUs; of a reservation it "
+            "can have one env_runner and nothing else. Take init(labels=...) instead of init(reservation=...)."
+        )
+    return {"scheduling_strategy": reserved}
 
 
 # ---- checkpoints: they can be restored anywhere, with the user's own settings ------------------------------------

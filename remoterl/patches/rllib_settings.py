@@ -6,6 +6,7 @@ Imports no RLlib.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,13 +14,14 @@ from remoterl.actors.directory import RESOURCE
 
 RESOURCES_SETTING = "custom_resources_per_env_runner"
 CPUS_SETTING = "num_cpus_per_env_runner"
+LEARNER_CPUS_SETTING = "num_cpus_per_learner"
 # RLlib's default -> what takes its place; another value is the user's, and stays.
 # The probe: what an iteration waits for a lost env runner, each time, for as long as no simulator has a place for it.
 BETTER_DEFAULTS = {
     "placement_strategy": ("PACK", "SPREAD"),
     "env_runner_health_probe_timeout_s": (30.0, 5.0),
 }
-CHANGED = (RESOURCES_SETTING, CPUS_SETTING, *BETTER_DEFAULTS, "evaluation_config")
+CHANGED = (RESOURCES_SETTING, CPUS_SETTING, LEARNER_CPUS_SETTING, *BETTER_DEFAULTS, "evaluation_config")
 # The settings that say how many env runners an algorithm asks for.
 COUNTS = ("num_env_runners", "evaluation_num_env_runners")
 
@@ -28,7 +30,8 @@ def for_simulators(config: Any) -> Any:
     """A copy of an `AlgorithmConfig` or dict whose env runners hold a unit of a simulator each.
 
     The user's custom resources stay. CPUs become 0, because simulators offer none. Env runners are spread over
-    the simulators, where the user has not chosen another placement strategy than RLlib's default.
+    the simulators, where the user has not chosen another placement strategy than RLlib's default. A learner with a GPU
+    holds a CPU too, for which there is no place on a simulator that has a GPU.
     """
     if isinstance(config, Mapping):
         return {**config, **_changes(config.get)}
@@ -48,6 +51,8 @@ def _changes(get: Callable[[str], Any]) -> dict[str, Any]:
     for name, (default, better) in BETTER_DEFAULTS.items():
         if get(name) in (None, default):
             changes[name] = better
+    if get("num_gpus_per_learner") and get(LEARNER_CPUS_SETTING) in (None, "auto"):
+        changes[LEARNER_CPUS_SETTING] = 1
     evaluation = get("evaluation_config")
     if isinstance(evaluation, Mapping):
         changes["evaluation_config"] = _evaluation(evaluation)
@@ -87,6 +92,16 @@ def largest_trial(space: Mapping[str, Any]) -> dict[str, Any]:
         elif choices := _choices(value):
             point[name] = max(choices) if name in COUNTS else choices[0]
     return point
+
+
+def number_of_trials(space: Mapping[str, Any], num_samples: int) -> float:
+    """How many trials Tune makes of a search space: every point of its grids, so many times (below 0: no end)."""
+    points = math.prod(
+        len(value["grid_search"]) if set(value) == {"grid_search"} else number_of_trials(value, 1)
+        for value in space.values()
+        if isinstance(value, Mapping)
+    )
+    return points * (num_samples if num_samples >= 0 else math.inf)
 
 
 def choices_of(value: Any) -> list[Any]:

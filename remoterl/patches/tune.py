@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 from ray import cloudpickle as pickle
-from ray.tune import TuneError, with_resources
+from ray.tune import TuneConfig, TuneError, with_resources
 
 # By name: right after its import, `ray.tune` is no attribute of `ray` yet.
 from ray.tune import registry as tune_registry
@@ -28,7 +28,7 @@ from remoterl.errors import UnsupportedError
 from remoterl.patches.backend import backend, is_local
 from remoterl.patches.base import Patch
 from remoterl.patches.code_travels import code_travels
-from remoterl.patches.rllib_settings import choices_of, for_simulators, largest_trial, with_units
+from remoterl.patches.rllib_settings import choices_of, for_simulators, largest_trial, number_of_trials, with_units
 
 
 class _Trials:
@@ -41,21 +41,27 @@ class _Trials:
         if self.algorithm is None:
             return
         self.space = for_simulators(space if space is not None else {})
-        given, self.algorithm = self.algorithm, _with_env_runner_units(self.algorithm)
+        given, self.algorithm = self.algorithm, _on_simulators(self.algorithm, dict(backend().labels))
         self.resources_changed = self.algorithm is not given
         if self.resources_changed:
             self.trainable = self.algorithm
 
-    def make_room(self) -> None:
-        """Wait for what one trial needs: Tune itself queues the others.
+    def make_room(self, num_samples: int = 1, max_concurrent_trials: int | None = None) -> None:
+        """Wait for what one trial needs: Tune itself queues the others, and a line says so.
 
         Raises:
             CapacityError, UnknownEnvironmentError: as `Backend` has them.
+            UnsupportedError: the session has a reservation.
         """
         from remoterl.patches.rllib import check_environments, needed, samples_here
 
         if self.algorithm is None:
             return
+        if backend().has_reservation:
+            raise UnsupportedError(
+                "Tune gives each trial a placement group of its own, which can't lie in a reservation. Take "
+                "init(labels=...) for Tune, or build the algorithm in this script: config.build_algo()."
+            )
         settings = self.space if isinstance(self.space, Mapping) else self.space.to_dict()
         check_environments(choices_of(settings.get("env")))
         trial = largest_trial(settings)
@@ -65,8 +71,29 @@ class _Trials:
                 "These trials step environments in their own processes, at the hub and not on simulators; give them "
                 "num_env_runners (and evaluation_num_env_runners) of 1 or more."
             )
-        with backend().room_for(needed(self.algorithm, trial, trial=True), f"a trial of {self.algorithm.__name__}"):
+        needs = needed(self.algorithm, trial, trial=True)
+        with backend().room_for(needs, f"a trial of {self.algorithm.__name__}"):
             pass
+        trials = number_of_trials(settings, num_samples)
+        _say_how_many(int(needs.get(RESOURCE, 0)), trials, max_concurrent_trials or 0)
+
+
+def _say_how_many(units_each: int, trials: float, max_concurrent: int) -> None:
+    units = backend().units() if units_each else None
+    if units is None:
+        return
+    free, total = units
+    if min(max_concurrent, trials) * units_each > total:
+        logger.warning(
+            "max_concurrent_trials=%d with %d env runners each is %d, and the simulators have %d in all: fewer trials "
+            "run at a time.",
+            max_concurrent, units_each, max_concurrent * units_each, total,
+        )  # fmt: skip
+    if min(max_concurrent or trials, trials) * units_each > free:
+        logger.info(
+            "Trials of %d env runners each: %d free units hold %d at a time; Tune starts the others as these end.",
+            units_each, free, free // units_each,
+        )  # fmt: skip
 
 
 def _run(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -106,24 +133,25 @@ def _run_experiments(original: Callable[..., Any]) -> Callable[..., Any]:
 def _prepare(run_or_experiment: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     if not isinstance(run_or_experiment, Experiment):
         trials = _Trials(run_or_experiment, kwargs.get("config"))
-        trials.make_room()
+        trials.make_room(kwargs.get("num_samples", 1), kwargs.get("max_concurrent_trials"))
         return trials.trainable, ({**kwargs, "config": trials.space} if trials.algorithm else kwargs)
     experiment = copy.copy(run_or_experiment)
     trials = _Trials(experiment.run_identifier, experiment.spec.get("config"))
     if trials.algorithm is not None:
         if trials.resources_changed:  # its name stands for the trainable as it was
             raise UnsupportedError(
-                "An Experiment of a trainable from tune.with_resources() can't be moved to simulators. Give the "
-                "trainable to Tuner() or tune.run() instead."
+                "An Experiment can't be moved to simulators where its trainable comes from tune.with_resources(), or "
+                "where init(labels=...) chooses them. Give the trainable to Tuner() or tune.run() instead."
             )
         experiment.spec = {**experiment.spec, "config": trials.space}
-        trials.make_room()
+        trials.make_room(experiment.spec.get("num_samples", 1), kwargs.get("max_concurrent_trials"))
     return experiment, kwargs
 
 
 # ---- Tuner: in-cluster it calls `run` in this process; through Ray Client it lives in an actor at the hub ---------
 
-_asked: weakref.WeakKeyDictionary[Any, _Trials] = weakref.WeakKeyDictionary()
+# Tuner -> its trials, and what it was told of how many there are.
+_asked: weakref.WeakKeyDictionary[Any, tuple[_Trials, Any]] = weakref.WeakKeyDictionary()
 
 
 def _tuner_init(original: Callable[..., None]) -> Callable[..., None]:
@@ -133,7 +161,7 @@ def _tuner_init(original: Callable[..., None]) -> Callable[..., None]:
             return original(self, trainable, **kwargs)
         trials = _Trials(trainable, kwargs.get("param_space"))
         if trials.algorithm is not None:
-            _asked[self] = trials
+            _asked[self] = trials, kwargs.get("tune_config") or TuneConfig()
             kwargs["param_space"] = trials.space
         with code_travels(trials.trainable, kwargs):
             return original(self, trials.trainable, **kwargs)
@@ -145,7 +173,8 @@ def _tuner_fit(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def fit(self: Any) -> Any:
         if self in _asked:
-            _asked[self].make_room()
+            trials, told = _asked[self]
+            trials.make_room(told.num_samples, told.max_concurrent_trials)
         return original(self)
 
     return fit
@@ -167,19 +196,30 @@ def _algorithm_class(trainable: Any) -> Any:
     return trainable if ("ray.rllib.algorithms.algorithm", "Algorithm") in names else None
 
 
-def _with_env_runner_units(algorithm: Any) -> Any:
-    """Where `tune.with_resources` says what a trial holds, let its env runners hold units instead of CPUs."""
+def _on_simulators(algorithm: Any, labels: Mapping[str, str]) -> Any:
+    """Say in the trials' placement groups what RLlib's own don't.
+
+    Where `tune.with_resources` says what a trial holds, its env runners hold units instead of CPUs. With `labels` (a
+    selector), every unit is one of a simulator that matches.
+    """
     from remoterl.patches.rllib import rllibs_base
 
     own_request, by_rllib = algorithm.default_resource_request, rllibs_base(algorithm).default_resource_request
-    if own_request.__func__ is by_rllib.__func__:
+    is_rllibs = own_request.__func__ is by_rllib.__func__
+    if is_rllibs and not labels:
         return algorithm
 
     def resources(config: dict[str, Any]) -> PlacementGroupFactory:
         asked = own_request(config)
         bundles = [{}, *asked.bundles] if asked.head_bundle_is_empty else asked.bundles
-        num_env_runners = sum(RESOURCE in bundle for bundle in by_rllib(config).bundles)
-        return PlacementGroupFactory(with_units(bundles, num_env_runners), strategy="SPREAD")
+        if not is_rllibs:
+            num_env_runners = sum(RESOURCE in bundle for bundle in by_rllib(config).bundles)
+            bundles = with_units(bundles, num_env_runners)
+        factory = PlacementGroupFactory(bundles, strategy=asked.strategy if is_rllibs else "SPREAD")
+        if not labels:
+            return factory
+        selectors = [labels if RESOURCE in bundle else {} for bundle in factory.bundles]
+        return PlacementGroupFactory(bundles, strategy=factory.strategy, bundle_label_selector=selectors)
 
     return with_resources(algorithm, resources)
 

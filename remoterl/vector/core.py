@@ -36,11 +36,12 @@ from remoterl.shipping import ship as ship_or_signal
 from remoterl.vector import recovery
 from remoterl.vector.recovery import Rescuer
 
+CLOSE_S = 30.0  # for environments to close themselves, where the caller says nothing
 ATTEMPTS = 3  # to make a part's rows anew before the loss is an error
 UNSENT = object()  # in place of a ticket: the part was lost, and the trainer has not heard of it yet
 REPLIES = frozenset({m.RowsOpened, m.RowsReset, m.RowsStepped, m.RowsCalled})
+OF_EPISODES = frozenset({m.ResetRows, m.StepRows})
 OBSERVATIONS = frozenset({m.RowsReset, m.RowsStepped})
-LIMITED = frozenset({m.ResetRows, m.StepRows})  # by `step_timeout_s`
 _part_ids = itertools.count(1)
 
 
@@ -58,6 +59,7 @@ class RunnerLink:
     strategy: Any = None  # Ray's, where its unit was granted to the trainer
     rows: int = 0
     replaced_by: RunnerLink | None = None
+    cause: str = ""  # Ray's account of how it was lost
     mirrored: dict[str, Any] = field(default_factory=dict)  # env id -> the trainer's EnvSpec that it was sent
 
     @property
@@ -84,6 +86,7 @@ class Part:
     rows: range
     id: int  # of these rows on their env runner
     factories: bytes
+    is_made: bool = True  # False: its environments are not there, although its env runner is
     losses: int = 0
     told: dict[str, Any] | None = None  # of a loss that the trainer has not heard of yet
 
@@ -94,6 +97,7 @@ class Flight(NamedTuple):
     requests: Sequence[Any]
     tickets: Sequence[Any]
     complete: bool  # all tickets are tickets
+    channels: Sequence[Channel]  # where they were sent: a part may have moved since
 
 
 class VectorCore:
@@ -121,6 +125,7 @@ class VectorCore:
         self._name = name
         self._rescuer = rescuer
         self._closed = False
+        self.why_closed: Exception | None = None  # where the session did not end in order
         self._finalizer: Any = None
         self.num_rows = sum(len(part.rows) for part in self._parts)
         self.opened: list[m.RowsOpened] = []
@@ -166,7 +171,8 @@ class VectorCore:
         return core
 
     def _open_request(self, part: Part, specs: bytes) -> m.OpenRows:
-        return m.OpenRows(part.id, tuple(part.rows), part.factories, self._semantics, self._mode, specs)
+        restarts = self._rescuer.restarts if self._rescuer is not None else 0
+        return m.OpenRows(part.id, tuple(part.rows), part.factories, self._semantics, self._mode, specs, restarts)
 
     @property
     def closed(self) -> bool:
@@ -189,19 +195,19 @@ class VectorCore:
 
     def scatter(self, requests: Sequence[Any]) -> Flight:
         """Send one request to each part, waiting for none. A loss shows when the flight is gathered."""
-        tickets: list[Any] = []
-        complete = True
-        for part, request in zip(self._parts, requests, strict=True):
-            if part.told is not None and type(request) is m.StepRows:
-                tickets.append(UNSENT)  # the episode that this action was for is over
-                complete = False
-                continue
-            try:
-                tickets.append(part.runner.channel.send(request))
-            except EnvRunnerLostError as error:
-                tickets.append(error)
-                complete = False
-        return Flight(requests, tickets, complete)
+        tickets = [self._send(part, request) for part, request in zip(self._parts, requests, strict=True)]
+        complete = not any(ticket is UNSENT or isinstance(ticket, EnvRunnerLostError) for ticket in tickets)
+        return Flight(requests, tickets, complete, self._channels)
+
+    def _send(self, part: Part, request: Any) -> Any:
+        """A ticket, or in its place why there is none."""
+        waits = not part.is_made or (part.told is not None and type(request) in OF_EPISODES)
+        if waits and not part.runner.channel.lost:
+            return UNSENT  # the episode that an action was for is over; a reset begins on fresh seeds
+        try:
+            return part.runner.channel.send(request)
+        except EnvRunnerLostError as error:
+            return error
 
     def gather(self, flight: Flight, timeout_s: float | None = None) -> list[Any]:
         """Wait for all replies, in order of the rows. Rows that were lost are made anew (see `recovery`).
@@ -210,14 +216,15 @@ class VectorCore:
             Exception: what the environments raised: the first row's exception, of its own type where it can
                 be rebuilt here, with all rows' remote tracebacks as its cause.
             TimeoutError: no reply within `timeout_s`; what comes late is thrown away.
-            StepTimeoutError: a step or reset outlasted the session's `step_timeout_s`.
+            StepTimeoutError: it took longer than the session's `step_timeout_s`.
             EnvRunnerLostError: an env runner was lost, and its rows could not be made anew.
         """
-        limit_s = self._limit(flight, timeout_s)
+        limit_s = self._limit(timeout_s)
         if flight.complete:
-            replies = self._receive_all(self._channels, flight.tickets, limit_s)
+            receive_all = self._receive_all if flight.channels is self._channels else Channel.receive_all
+            replies = receive_all(flight.channels, flight.tickets, limit_s)
         else:
-            replies = self._receive_some(flight.tickets, limit_s)
+            replies = self._receive_some(flight, limit_s)
         for reply in replies:
             if type(reply) not in REPLIES:
                 replies = self._mend(flight, replies, timeout_s, limit_s)
@@ -258,16 +265,17 @@ class VectorCore:
 
     # ---- losses ----------------------------------------------------------------------------------------------
 
-    def _limit(self, flight: Flight, timeout_s: float | None) -> float | None:
+    def _limit(self, timeout_s: float | None = None) -> float | None:
         ours = self._rescuer.step_timeout_s if self._rescuer is not None else None
-        if ours is None or type(flight.requests[0]) not in LIMITED:
-            return timeout_s
-        return ours if timeout_s is None else min(ours, timeout_s)
+        if ours is None or timeout_s is None:
+            return ours or timeout_s
+        return min(ours, timeout_s)
 
-    def _receive_some(self, tickets: Sequence[Any], timeout_s: float | None) -> list[Any]:
+    def _receive_some(self, flight: Flight, timeout_s: float | None) -> list[Any]:
+        tickets = flight.tickets
         under_way = [
             (channel, ticket)
-            for channel, ticket in zip(self._channels, tickets, strict=True)
+            for channel, ticket in zip(flight.channels, tickets, strict=True)
             if ticket is not UNSENT and not isinstance(ticket, EnvRunnerLostError)
         ]
         received = iter(Channel.receive_all([one for one, _ in under_way], [one for _, one in under_way], timeout_s))
@@ -282,18 +290,18 @@ class VectorCore:
         if late:
             if limit_s == timeout_s:
                 raise next(reply for reply in replies if isinstance(reply, TimeoutError))
-            assert self._rescuer is not None  # whose limit it is
-            for part in late:
-                self._rescuer.give_up(part.runner)
-            rows = ", ".join(f"{part.rows.start} to {part.rows.stop - 1} on {part.runner.place}" for part in late)
-            raise StepTimeoutError(
-                f"No answer within step_timeout_s={limit_s:g} from rows {rows} of {self._name or 'the vector env'}. "
-                "Their environments are made anew at the next reset(). If they need longer, give init() more."
-            )
-        mended = [
-            self._rescue(index, request, reply) if reply is UNSENT or isinstance(reply, EnvRunnerLostError) else reply
-            for index, (request, reply) in enumerate(zip(flight.requests, replies, strict=True))
-        ]
+            raise self._too_late(late, flight.requests[0])
+        mended = list(replies)
+        for index, (request, reply) in enumerate(zip(flight.requests, replies, strict=True)):
+            if isinstance(reply, EnvRunnerLostError) and self._channels[index] is not flight.channels[index]:
+                reply = UNSENT  # a call that came between has moved the part already
+            if reply is UNSENT or isinstance(reply, EnvRunnerLostError):
+                mended[index] = self._rescue(index, request, reply)
+            elif type(reply) not in REPLIES and type(reply) is not m.RowsFailed:
+                raise RemoteRLError(
+                    f"The env runner on {self._parts[index].runner.place} answered a {type(request).__name__} with a "
+                    f"{type(reply).__name__}, which is no answer. Does it run this version of remoterl?"
+                )
         errors = [
             (part.runner, error)
             for part, reply in zip(self._parts, mended, strict=True)
@@ -302,40 +310,80 @@ class VectorCore:
         ]
         if errors:
             raise RowsRaised(errors).to_raise(self._name)
+        for part, request in zip(self._parts, flight.requests, strict=True):
+            if type(request) is m.StepRows or _is_of_all(request):
+                part.told = None  # not before: where another part's error is raised, the trainer hears of nothing else
         return mended
+
+    def _too_late(self, late: Sequence[Part], request: Any) -> StepTimeoutError:
+        """Whoever is stuck will never be of use again: its env runner is ended, with all its rows."""
+        rows = self._give_up(late)
+        again = "" if type(request) is m.OpenRows else "Their environments are made anew at the next reset(). "
+        return StepTimeoutError(
+            f"No answer within step_timeout_s={self._limit():g} from rows {rows}. {again}If they need longer, give "
+            "init() more."
+        )
+
+    def _give_up(self, late: Sequence[Part]) -> str:
+        """End their env runners; returns which rows of what they are, for a message."""
+        assert self._rescuer is not None
+        for part in late:
+            self._rescuer.give_up(part.runner)
+        rows = ", ".join(f"{part.rows.start} to {part.rows.stop - 1} on {part.runner.place}" for part in late)
+        return f"{rows} of {self._called(late[0])}"
+
+    def _called(self, part: Part) -> str:
+        """The environment's id, or the first row's own description."""
+        index = self._parts.index(part)
+        return self._name or (self.opened[index].description if self.opened else "the vector env")
 
     def _rescue(self, index: int, request: Any, error: Any) -> Any:
         """The answer to a request whose env runner is lost (or, UNSENT, was lost in an earlier call)."""
         if self._rescuer is None or type(request) is m.OpenRows:
             raise error
         part = self._parts[index]
-        for _ in range(ATTEMPTS):
+        attempts = 0
+        while attempts < ATTEMPTS:
             try:
                 if error is not UNSENT:
-                    self._rebuild(part, error)
-                if type(request) is m.StepRows:
+                    self._move(part, error)
+                if not part.is_made:
+                    self._make(part)
+                if type(request) is m.StepRows and self._seen[index] is not None:
                     return self._tell(index)
-                if type(request) is m.ResetRows and (request.mask is None or all(request.mask)):
-                    self._ask_part(part, m.ReviveRows(part.id, self._new_seeds(part), None))
-                    part.told = None
+                if type(request) is m.ResetRows:  # of some rows: the others stay where the trainer saw them last
+                    last = None if _is_of_all(request) else self._seen[index]
+                    self._ask_part(part, m.ReviveRows(part.id, self._new_seeds(part), last))
                 return self._ask_part(part, request._replace(vector_id=part.id))
             except _LostAgain as again:
                 error = again.__cause__
-        raise error
+                attempts += again.was_asked  # what died before it was asked did not die of the environment
+        raise EnvRunnerLostError(
+            f"The env runner of rows {part.rows.start} to {part.rows.stop - 1} of {self._called(part)} was "
+            f"lost {ATTEMPTS} times in one and the same call. The last time: {error} "
+            f"{recovery.USUAL_CAUSE}"
+        ) from error
 
-    def _rebuild(self, part: Part, error: EnvRunnerLostError) -> None:
+    def _move(self, part: Part, error: EnvRunnerLostError) -> None:
+        """To another env runner, which does not have the rows yet."""
         assert self._rescuer is not None
-        lost = part.runner
-        new = self._rescuer.replace(lost, error, self._name)
+        lost = last = part.runner
+        while last.replaced_by is not None and last.replaced_by.channel.lost:  # while this vector env was not used
+            last = last.replaced_by
+        new = self._rescuer.replace(last, error, self._name)
         lost.rows -= len(part.rows)
         new.rows += len(part.rows)
-        part.runner, part.id, part.losses = new, next(_part_ids), part.losses + 1
-        reason = str(error).partition(";")[0]
+        part.runner, part.id, part.losses, part.is_made = new, next(_part_ids), part.losses + 1, False
+        reason = str(error).partition(";")[0] + (f": {last.cause}" if last.cause else "")
         part.told = {"lost": True, "simulator": lost.simulator, "reason": reason, "moved_to": new.simulator}
         self._pick_channels()
-        opened = self._ask_part(part, self._open_request(part, self._rescuer.specs_for(new)))
+
+    def _make(self, part: Part) -> None:
+        assert self._rescuer is not None
+        opened = self._ask_part(part, self._open_request(part, self._rescuer.specs_for(part.runner)))
         if isinstance(opened, m.RowsFailed):
-            raise RowsRaised([(new, row) for row in opened.errors]).to_raise(self._name)
+            raise RowsRaised([(part.runner, row) for row in opened.errors]).to_raise(self._name)
+        part.is_made = True
 
     def _tell(self, index: int) -> m.RowsStepped | m.RowsFailed:
         """The step in which the trainer hears that the part's episodes are over."""
@@ -347,18 +395,25 @@ class VectorCore:
             fresh = self._ask_part(part, m.ReviveRows(part.id, seeds, last))
         if isinstance(fresh, m.RowsFailed):
             return fresh
-        told, part.told = part.told, None
         space = self.opened[index].observation_spaces[0]
-        return recovery.truncated_step(self._semantics, self._mode, space, len(part.rows), last, fresh, told or {})
+        told = part.told or {}
+        return recovery.truncated_step(self._semantics, self._mode, space, len(part.rows), last, fresh, told)
 
     def _new_seeds(self, part: Part) -> tuple[Any, ...]:
         return recovery.derived_seeds([self._seeds[row] for row in part.rows], part.losses)
 
     def _ask_part(self, part: Part, request: Any) -> Any:
+        channel = part.runner.channel
         try:
-            return part.runner.channel.receive(part.runner.channel.send(request))
+            ticket = channel.send(request)
         except EnvRunnerLostError as error:
-            raise _LostAgain from error
+            raise _LostAgain(False) from error
+        try:
+            return channel.receive(ticket, self._limit())
+        except TimeoutError:
+            raise self._too_late([part], request) from None
+        except EnvRunnerLostError as error:
+            raise _LostAgain(True) from error
 
     # ---- everything that is not a step ---------------------------------------------------------------------
 
@@ -431,15 +486,22 @@ class VectorCore:
     def require_open(self) -> None:
         """Raise if this vector env can no longer be used."""
         if self._closed:
-            raise RemoteRLError(f"{self._name or 'This remote vector env'} is closed.")
+            raise self.why_closed or RemoteRLError(f"{self._name or 'This remote vector env'} is closed.")
 
-    def close(self, timeout_s: float | None = 30.0) -> None:
+    def close(self, timeout_s: float | None = CLOSE_S) -> None:
         """Close all environments and free their rows. Idempotent; an env runner that is gone is no error.
+
+        One that does not answer is ended, with all its rows; but not where a caller's own `timeout_s` was shorter.
 
         Raises:
             Exception: what an environment's own `close` raised.
         """
-        self.await_close(self.send_close(), None if timeout_s is None else time.monotonic() + timeout_s)
+        limit_s = self._limit(timeout_s)
+        late = self.await_close(self.send_close(), None if limit_s is None else time.monotonic() + limit_s)
+        if late and self._rescuer is not None and (timeout_s == CLOSE_S or limit_s != timeout_s):
+            parts = [part for part in self._parts if part.runner in late]
+            rows = self._give_up(parts)
+            logger.warning("No answer to close() within %g s from rows %s. Their env runner is ended.", limit_s, rows)
 
     def send_close(self) -> list[tuple[RunnerLink, Any]]:
         """The first half of `close`: tell every env runner, wait for none."""
@@ -450,23 +512,28 @@ class VectorCore:
             return []
         return forget(self._parts)
 
-    def await_close(self, tickets: Sequence[tuple[RunnerLink, Any]], deadline: float | None) -> None:
-        """The second half of `close`; raises as it does."""
-        errors = []
+    def await_close(self, tickets: Sequence[tuple[RunnerLink, Any]], deadline: float | None) -> list[RunnerLink]:
+        """The second half of `close`; raises as it does. Returns who has not answered."""
+        errors, late = [], []
         for runner, ticket in tickets:
             timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
                 reply = runner.channel.receive(ticket, timeout_s)
-            except (RemoteRLError, TimeoutError) as error:
+            except TimeoutError:
+                late.append(runner)
+                continue
+            except RemoteRLError as error:
                 logger.debug("while closing: %s", error)
                 continue
             if isinstance(reply, m.RowsFailed):
                 errors += [(runner, error) for error in reply.errors]
         if errors:
             raise RowsRaised(errors).to_raise(self._name)
+        return late
 
-    def abandon(self) -> None:
-        """In a forked child: these rows are the parent's, so nothing is ever sent to them."""
+    def abandon(self, why: Exception | None = None) -> None:
+        """Close without a word to the rows: in a forked child they are the parent's, without a hub out of reach."""
+        self.why_closed = why
         self._closed = True
         if self._finalizer is not None:
             self._finalizer.detach()
@@ -486,10 +553,7 @@ class VectorCore:
             asked = tuple(row for row in part.rows if row in wanted)
             if asked:
                 message = request(part.id, asked)
-                try:
-                    sent.append((index, asked, message, part.runner.channel.send(message)))
-                except EnvRunnerLostError as error:
-                    sent.append((index, asked, message, error))
+                sent.append((index, asked, message, self._send(part, message)))
         by_row: dict[int, Any] = {}
         errors: list[tuple[RunnerLink, m.RowError]] = []
         for index, asked, message, ticket in sent:
@@ -505,10 +569,12 @@ class VectorCore:
         return [by_row.get(row) for row in asked_rows]
 
     def _answer(self, index: int, message: Any, ticket: Any) -> Any:
-        if isinstance(ticket, EnvRunnerLostError):
+        if ticket is UNSENT or isinstance(ticket, EnvRunnerLostError):
             return self._rescue(index, message, ticket)
         try:
-            return self._parts[index].runner.channel.receive(ticket)
+            return self._parts[index].runner.channel.receive(ticket, self._limit())
+        except TimeoutError:
+            raise self._too_late([self._parts[index]], message) from None
         except EnvRunnerLostError as error:
             return self._rescue(index, message, error)
 
@@ -557,8 +623,17 @@ def forget(parts: Sequence[Part]) -> list[tuple[RunnerLink, Any]]:
     return tickets
 
 
+def _is_of_all(request: Any) -> bool:
+    """Is it a reset after which no row is in an episode of before?"""
+    return type(request) is m.ResetRows and (request.mask is None or all(request.mask))
+
+
 class _LostAgain(Exception):
     """The env runner that took the lost rows is lost too; the cause says how."""
+
+    def __init__(self, was_asked: bool) -> None:
+        super().__init__()
+        self.was_asked = was_asked
 
 
 class RowsRaised:

@@ -19,7 +19,7 @@ from gymnasium.vector.async_vector_env import AsyncState
 from gymnasium.vector.utils import batch_differing_spaces, batch_space, create_shared_memory, iterate
 
 from remoterl.errors import SpaceMismatchError, StepTimeoutError
-from remoterl.messages import InfoTable, Target
+from remoterl.messages import InfoTable, Target, rows_of
 from remoterl.vector import batches
 from remoterl.vector.core import Flight, VectorCore
 from remoterl.vector.row_view import RowView
@@ -107,7 +107,7 @@ class _RemoteRows(VectorEnv):
 
     def _assert_is_running(self) -> None:
         if self.closed or self._core.closed:
-            raise ClosedEnvironmentError(
+            raise self._core.why_closed or ClosedEnvironmentError(
                 f"Trying to operate on `{self._local_name}`, after a call to `close()` (or the end of its session)."
             )
 
@@ -153,11 +153,13 @@ class _RemoteRows(VectorEnv):
             terminations[rows.start : rows.stop] = reply.terminations
             truncations[rows.start : rows.stop] = reply.truncations
         if (table := _joined([reply.infos for reply in replies])) is not None:
-            for column, key in enumerate(table.keys):
-                infos[key], infos[f"_{key}"] = table.values[:, column].copy(), np.ones(self.num_envs, np.bool_)
+            columns = np.ascontiguousarray(table.values.T)
+            marks = np.ones(columns.shape, np.bool_)
+            for key, kind, column, mark in zip(table.keys, table.types, columns, marks, strict=True):
+                infos[key], infos[f"_{key}"] = column.astype(kind, copy=False), mark
             return self._observe(replies), rewards, terminations, truncations, infos
         for rows, reply in zip(self._core.ranges, replies, strict=True):
-            for local_row, info, final in reply.infos.rows() if isinstance(reply.infos, InfoTable) else reply.infos:
+            for local_row, info, final in rows_of(reply.infos):
                 infos = self._add_row_info(infos, info, final, rows.start + local_row)
         return self._observe(replies), rewards, terminations, truncations, infos
 
@@ -349,7 +351,7 @@ class RemoteAsyncVectorEnv(_RemoteRows, AsyncVectorEnv):
 def _joined(infos: list[Any]) -> InfoTable | None:
     """One table, where every part's infos are one with the same columns."""
     first = infos[0]
-    if not all(isinstance(part, InfoTable) and part.keys == first.keys for part in infos):
+    if not all(type(part) is InfoTable and part.keys == first.keys and part.types == first.types for part in infos):
         return None
     return first._replace(values=np.concatenate([part.values for part in infos]))
 

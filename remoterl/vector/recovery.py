@@ -7,6 +7,9 @@ Pure functions on messages; `core` decides when. The rules, by the mode of the v
 - SAME_STEP and Stable-Baselines3: the new episode's first observation, the last one seen as `final_obs` or
   `terminal_observation`.
 
+A loss that shows in a call (`get_attr`) is told in the next step. A `reset` of all rows leaves nothing to tell; after
+one of some rows, the next step still ends the episodes of all rows that were lost together.
+
 `info["remoterl"]` says what happened: `lost` (True), `simulator` and `reason` of the loss, `moved_to` (a simulator).
 """
 
@@ -22,6 +25,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from remoterl import messages as m
 from remoterl.vector.batches import ARRAY_SPACES
 
+USUAL_CAUSE = (
+    "An environment that ends its own process does that: a crash of native code, os._exit(), or more memory than there "
+    "is. The simulator's output, or this script's, may show where."
+)
 SB3 = (m.Semantics.SB3_DUMMY, m.Semantics.SB3_SUBPROC)
 
 
@@ -31,6 +38,10 @@ class Rescuer(Protocol):
     @property
     def step_timeout_s(self) -> float | None:
         """Seconds that a step or a reset may take; None: any number."""
+
+    @property
+    def restarts(self) -> int:
+        """How many env runners were replaced."""
 
     def replace(self, lost: Any, error: Exception, env_id: str) -> Any:
         """The env runner (`RunnerLink`) for the rows of a lost one, which is ended should it still live.

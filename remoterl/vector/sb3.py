@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from stable_baselines3.common.vec_env.util import obs_space_info
 
 from remoterl.errors import RemoteRLError
-from remoterl.messages import Target
+from remoterl.messages import Target, rows_of
 from remoterl.vector.core import Flight, VectorCore
 from remoterl.vector.row_view import RowView
 
@@ -79,7 +79,7 @@ class _RemoteRows(VecEnv):
         replies = self._core.gather(flight)
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
         for rows, reply in zip(self._core.ranges, replies, strict=True):
-            for local_row, info, _ in reply.infos:
+            for local_row, info, _ in rows_of(reply.infos):
                 infos[rows.start + local_row] = info
                 if self._logs and "episode" in info:
                     self._logs[rows.start + local_row].write_row(info["episode"])
@@ -117,10 +117,23 @@ class _RemoteRows(VecEnv):
     def _observe(self, replies: list[Any]) -> Any:
         parts = [reply.observations for reply in replies]
         if isinstance(self.observation_space, spaces.Dict):
-            return self._named((key, np.concatenate([part[key] for part in parts])) for key in self.keys)
+            return self._named((key, self._beside([part[key] for part in parts])) for key in self.keys)
         if isinstance(self.observation_space, spaces.Tuple):
-            return tuple(np.concatenate([part[index] for part in parts]) for index in range(len(self.keys)))
-        return np.concatenate(parts)
+            return tuple(self._beside([part[index] for part in parts]) for index in range(len(self.keys)))
+        return self._beside(parts)
+
+    def _beside(self, parts: list[np.ndarray]) -> np.ndarray:
+        try:
+            return np.concatenate(parts)
+        except ValueError as error:
+            shapes = ", ".join(
+                f"{part.shape[1:]} from rows {rows.start} to {rows.stop - 1}"
+                for rows, part in zip(self._core.ranges, parts, strict=True)
+            )
+            raise ValueError(
+                f"The observations do not fit beside each other: expected one shape from all rows of "
+                f"{self.observation_space}, got {shapes}."
+            ) from error
 
     _named: Any = dict
 
@@ -165,7 +178,9 @@ class _RemoteRows(VecEnv):
 
     def _assert_is_running(self) -> None:
         if self._core.closed:
-            raise RemoteRLError(f"This remote {self._local_name} is closed (by close() or the end of its session).")
+            raise self._core.why_closed or RemoteRLError(
+                f"This remote {self._local_name} is closed (by close() or the end of its session)."
+            )
 
 
 class RemoteDummyVecEnv(_RemoteRows, DummyVecEnv):

@@ -108,7 +108,7 @@ class RemoteEnv(gymnasium.Env):
 
     def _assert_is_running(self) -> None:
         if self._core.closed:
-            raise ClosedEnvironmentError(
+            raise self._core.why_closed or ClosedEnvironmentError(
                 f"Trying to operate on {self}, after a call to `close()` (or the end of its session)."
             )
 
@@ -164,7 +164,7 @@ class HostedVectorEnv(VectorEnv):
 
     def _assert_is_running(self) -> None:
         if self.closed or self._core.closed:
-            raise ClosedEnvironmentError(
+            raise self._core.why_closed or ClosedEnvironmentError(
                 f"Trying to operate on {self._description}, after a call to `close()` (or the end of its session)."
             )
 
