@@ -58,13 +58,15 @@ class Provider(NodeProvider):
         for _ in range(count):
             with self._lock:
                 node = str(int(HEAD) + 1 + len(self._processes))
-                self._processes[node] = self._start(node, tags["ray-user-node-type"], resources)
+                self._processes[node] = self._start(node, tags["ray-user-node-type"], resources, labels)
                 self._tags[node] = {**tags, TAG_RAY_NODE_STATUS: STATUS_UP_TO_DATE}
 
     def create_node(self, node_config: Any, tags: dict[str, str], count: int) -> None:
         raise NotImplementedError
 
-    def _start(self, node: str, node_type: str, resources: dict[str, float]) -> subprocess.Popen[bytes]:
+    def _start(
+        self, node: str, node_type: str, resources: dict[str, float], labels: dict[str, str]
+    ) -> subprocess.Popen[bytes]:
         folder = Path(self.provider_config["folder"])
         custom = {**{name: amount for name, amount in resources.items() if name not in ("CPU", "memory")}}
         custom["NODE_ID_AS_RESOURCE"] = int(node)
@@ -74,6 +76,7 @@ class Provider(NodeProvider):
                 "--address", self.provider_config["gcs_address"],
                 "--num-cpus", "0",
                 "--resources", json.dumps(custom),
+                "--labels", ",".join(f"{name}={value}" for name, value in labels.items()),
                 "--temp-dir", str(folder / f"n{node}"),
                 "--min-worker-port", "0",
                 "--max-worker-port", "0",

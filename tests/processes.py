@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,31 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = 30.0, what: str 
     return value
 
 
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Print how many seconds a part of a test took; pytest's -s shows it."""
+    start = time.monotonic()
+    yield
+    print(f"\nSTAGE {name}: {time.monotonic() - start:.1f} s", flush=True)
+
+
 def clean_environment(**more: str) -> dict[str, str]:
     """This process's environment without what would point at a cluster, and with the tests' key."""
     hidden = ("REMOTERL_ADDRESS", "RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     return {**environment, "REMOTERL_API_KEY": KEY, "REMOTERL_HOME": NOTHING_REGISTERED, **more}
+
+
+def inheriting(mark: str) -> list[str]:
+    """Command lines of processes with TESTED_BY=MARK in their environment: what a script of the tests has started."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("TESTED_BY") == mark:
+                found.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return found
 
 
 def free_ports(count: int) -> list[int]:
@@ -49,6 +70,15 @@ def free_ports(count: int) -> list[int]:
     for one in sockets:
         one.close()
     return ports
+
+
+def accepts(port: int) -> bool:
+    """Does somebody on this machine take a connection on this port?"""
+    try:
+        socket.create_connection(("127.0.0.1", port), 5).close()
+    except OSError:
+        return False
+    return True
 
 
 class Process:
@@ -127,7 +157,7 @@ class Cluster:
     def add(self, name: str, *options: str) -> Process:
         address = self.gcs_address if self.simulators else None
         registered = [word for module in ("only_here", "ale_py", "minigrid") for word in ("--register", module)]
-        options = (*registered, "--max-env-runners", str(self._units), *options)
+        options = (*registered, "--max-env-runners", str(self._units), "--timeout", "80", *options)  # on a busy machine
         process = start_simulator(name, address, *options, folder=self.folder, python=self._python)
         self.simulators[name] = process
         process.wait_for("is up")

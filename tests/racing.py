@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from typing import Any
 
 from processes import KEY
+
+RESERVERS_PATIENCE_S = 3.0
+TRAINERS_PATIENCE_S = 3.0
 
 
 def reserve_at_once(barrier: Any, answers: Any, address: str, rounds: int, num_env_runners: int) -> None:
@@ -16,7 +21,7 @@ def reserve_at_once(barrier: Any, answers: Any, address: str, rounds: int, num_e
         for number in range(rounds):
             barrier.wait(120)
             try:
-                reservation = remoterl.reserve(num_env_runners, timeout_s=2.0)
+                reservation = remoterl.reserve(num_env_runners, timeout_s=RESERVERS_PATIENCE_S)
             except remoterl.CapacityError as error:
                 answers.put((number, str(error)))
                 reservation = None
@@ -25,20 +30,36 @@ def reserve_at_once(barrier: Any, answers: Any, address: str, rounds: int, num_e
             barrier.wait(120)  # nobody gives back before both have their answer
             if reservation is not None:
                 assert remoterl.release(reservation)
+            _wait_until_free(num_env_runners)
             barrier.wait(120)
 
 
-def train_at_once(barrier: Any, answers: Any, address: str, num_env_runners: int) -> None:
-    """Open a session at the same moment as the other, and tell which processes are its env runners."""
+def train_at_once(barrier: Any, answers: Any, address: str, rounds: int, num_env_runners: int) -> None:
+    """Each round: open a session at the same moment as the other, and tell what it got, and what was said."""
     import remoterl
-    from remoterl import _process
+    from remoterl import _process, capacity
 
-    barrier.wait(120)
-    if remoterl.init(KEY, address=address, num_env_runners=num_env_runners, timeout_s=15.0):
-        session = _process.current_session()
-        assert session is not None
-        answers.put([(runner.simulator, runner.pid) for runner in session.runners])
-    else:
-        answers.put([])
-    barrier.wait(120)
-    remoterl.shutdown()
+    said: list[str] = []
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("remoterl").addHandler(listener)
+    with capacity.connected(address, KEY, 60.0):
+        for number in range(rounds):
+            said.clear()
+            barrier.wait(120)
+            got = remoterl.init(KEY, address=address, num_env_runners=num_env_runners, timeout_s=TRAINERS_PATIENCE_S)
+            session = _process.current_session()
+            runners = [(one.simulator, one.pid) for one in session.runners] if got and session is not None else []
+            answers.put((number, got, runners, list(said)))
+            barrier.wait(120)  # nobody lets go before both have their answer
+            remoterl.shutdown()
+            _wait_until_free(num_env_runners)
+            barrier.wait(120)
+
+
+def _wait_until_free(num_env_runners: int) -> None:
+    """The next round has all of them to race for."""
+    import remoterl
+
+    while not remoterl.check(num_env_runners):
+        time.sleep(0.2)

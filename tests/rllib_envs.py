@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 
 
@@ -33,6 +34,13 @@ class PlainEnv(ConfiguredEnv):
 
     def __init__(self, size: int = 3) -> None:
         super().__init__(type("Context", (dict,), {"worker_index": 0})(size=size))
+
+
+class PlainVectorEnv(gym.vector.SyncVectorEnv):
+    """A vector env of its own kind, as a spec's `vector_entry_point` names one."""
+
+    def __init__(self, num_envs: int, size: int = 3) -> None:
+        super().__init__([lambda: PlainEnv(size) for _ in range(num_envs)])
 
 
 class TwoCartPoles(MultiAgentEnv):
@@ -65,6 +73,18 @@ def node_of(env_runner: Any) -> str:
     return ray.get_runtime_context().get_node_id()
 
 
+class SaysWhereItRan(ConnectorV2):
+    """A connector that changes nothing and keeps the nodes it ran on."""
+
+    def __init__(self, *spaces: Any, **kwargs: Any) -> None:
+        super().__init__(*spaces, **kwargs)
+        self.nodes: set[str] = set()
+
+    def __call__(self, *, batch: dict, **kwargs: Any) -> dict:
+        self.nodes.add(node_of(None))
+        return batch
+
+
 class SaysWhere(RLlibCallback):
     """Puts into each result on which nodes the algorithm and its env runners sit."""
 
@@ -76,3 +96,13 @@ class SaysWhere(RLlibCallback):
             "env_runners": algorithm.env_runner_group.foreach_env_runner(node_of, local_env_runner=False),
             "learners": [each.get() for each in algorithm.learner_group.foreach_learner(node_of).result_or_errors],
         }
+
+
+class SaysWhenMoved(SaysWhere):
+    """`moved` is 1 once all env runners are there, and a node of the first ones is not among theirs."""
+
+    def on_train_result(self, *, algorithm: Any, result: dict, **kwargs: Any) -> None:
+        super().on_train_result(algorithm=algorithm, result=result, **kwargs)
+        nodes = result["places"]["env_runners"]
+        self.first = getattr(self, "first", None) or set(nodes)
+        result["moved"] = int(len(nodes) == algorithm.config.num_env_runners and not self.first <= set(nodes))

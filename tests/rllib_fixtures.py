@@ -29,7 +29,7 @@ def rllib_cluster() -> Iterator[Cluster]:
         warnings.simplefilter("ignore")
         import ray.rllib.algorithms.dreamerv3  # noqa: F401
     cluster = Cluster(python=Path(sys.executable), units=4)
-    cluster.add("beta")
+    cluster.add("beta", "--label", "zone=b")
     yield cluster
     left = cluster.stop()
     assert left == [], f"left running: {left}"
@@ -54,6 +54,14 @@ def node_names() -> Callable[[Any], list[str]]:
         return sorted(by_id[node_id] for node_id in ids)
 
     return names
+
+
+def free_units() -> int:
+    """As a session sees them before it builds."""
+    from remoterl import capacity
+    from remoterl.actors import directory
+
+    return sum(capacity.free_units(directory.find_simulators(), 1e12).values())
 
 
 def rllib_processes(cluster: Cluster) -> list[str]:

@@ -6,8 +6,11 @@ import copy
 import json
 import logging
 import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,15 +19,30 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from processes import KEY, ROOT, SIMULATOR_PYTHON, Process, free_ports, wait_until
+from processes import (
+    KEY,
+    ROOT,
+    SIMULATOR_PYTHON,
+    Process,
+    accepts,
+    clean_environment,
+    free_ports,
+    stage,
+    wait_until,
+)
 
 import remoterl
+from remoterl import capacity
+from remoterl._process import current_session
 
 
 class AutoscalingCluster:
-    """A head whose autoscaler may start two simulators of four units on this machine, and none at first."""
+    """A head whose autoscaler may start two simulators of five units on this machine, and none at first.
 
-    def __init__(self, version: str) -> None:
+    `python`: what head and simulators run on.
+    """
+
+    def __init__(self, version: str, python: Path = SIMULATOR_PYTHON) -> None:
         from ray.autoscaler._private.monitor import BASE_READONLY_CONFIG
 
         self.folder = Path(tempfile.mkdtemp(prefix="rrl-", dir="/tmp"))
@@ -43,12 +61,13 @@ class AutoscalingCluster:
                 "disable_launch_config_check": True,
                 "gcs_address": f"127.0.0.1:{port}",
                 "folder": str(self.folder),
-                "python": str(SIMULATOR_PYTHON),
+                "python": str(python),
             },
             available_node_types={
                 "head": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 0},
                 "simulator": {
-                    "resources": {"CPU": 0, "env_runner": 4},
+                    "resources": {"CPU": 0, "env_runner": 5},
+                    "labels": {"pool": "cpu"},
                     "node_config": {},
                     "min_workers": 0,
                     "max_workers": 2,
@@ -58,7 +77,7 @@ class AutoscalingCluster:
         )
         (self.folder / "cluster.yaml").write_text(yaml.safe_dump(config))
         self.head = Process(
-            str(SIMULATOR_PYTHON), "-m", "ray.scripts.scripts", "start", "--head", "--block",
+            str(python), "-m", "ray.scripts.scripts", "start", "--head", "--block",
             "--port", str(port),
             "--ray-client-server-port", str(client_port),
             "--node-ip-address", "127.0.0.1",
@@ -81,7 +100,8 @@ class AutoscalingCluster:
             GRPC_ENABLE_FORK_SUPPORT="0",
             PYTHONPATH=os.pathsep.join([str(ROOT / "tests"), str(ROOT / "tests" / "simulator_only")]),
         )  # fmt: skip
-        self.head.wait_for("Ray runtime started")
+        self.head.wait_for("Ray runtime started")  # which it prints before Ray Client's server listens
+        wait_until(lambda: accepts(client_port), 60, f"Ray Client's server listens on {client_port}")
 
     def nodes(self) -> list[psutil.Process]:
         """The `ray start` of each simulator that the autoscaler started and that still runs."""
@@ -106,26 +126,86 @@ class AutoscalingCluster:
 
 
 # Ray's second autoscaler, which `ray up` and KubeRay take; "0" is the first, to be tried by hand after a change.
-@pytest.fixture(params=["1"], ids=["second autoscaler"])
+@pytest.fixture(params=[("1",)], ids=["second autoscaler"])
 def autoscaling(request: pytest.FixtureRequest) -> Iterator[AutoscalingCluster]:
-    cluster = AutoscalingCluster(request.param)
+    cluster = AutoscalingCluster(*request.param)
     yield cluster
     remoterl.shutdown()
     assert cluster.stop() == []
 
 
-def test_simulators_come_for_a_trainer_and_go_when_idle(autoscaling, caplog: pytest.LogCaptureFixture) -> None:
+OTHER = """
+import signal, remoterl
+assert remoterl.init(num_env_runners=16, timeout_s=15.0)
+print("is up", flush=True)
+signal.pause()
+"""
+
+
+def test_simulators_come_for_trainers_and_go_when_idle(autoscaling, caplog: pytest.LogCaptureFixture) -> None:
     from stable_baselines3 import PPO
     from stable_baselines3.common.env_util import make_vec_env
 
     assert autoscaling.nodes() == []
-    with caplog.at_level(logging.INFO, "remoterl"):
-        assert remoterl.init(KEY, address=autoscaling.address, num_workers=1, num_env_runners=8, timeout_s=120.0)
-    assert "Waiting for 8 env runners" in caplog.text
-    assert len(autoscaling.nodes()) == 2
-    assert {one["units"] for one in remoterl.describe()["simulators"]} == {4}
+    doctor = [sys.executable, "-m", "remoterl", "doctor", "--address", autoscaling.address]
+    told = subprocess.run(doctor, env=clean_environment(), capture_output=True, text=True, timeout=120)
+    assert told.returncode == 0 and "NOTE  simulators: none at the moment; an autoscaler" in told.stdout, told.stdout
+
+    with caplog.at_level(logging.INFO, "remoterl"), stage("init from zero"):
+        remoterl.init(
+            KEY, address=autoscaling.address, num_workers=1, num_env_runners=8, labels={"pool": "cpu"}, timeout_s=120.0
+        )
+    assert re.search(r"Waiting for 8 env runners, .*: 0 on 0 simulators so far; ", caplog.text)
+    assert len(current_session().runners) == 8 and len(autoscaling.nodes()) == 2
+    assert [one["units"] for one in remoterl.describe({"pool": "cpu"})["simulators"]] == [5, 5]
+    other = Process(sys.executable, "-c", OTHER, REMOTERL_ADDRESS=autoscaling.address)
     env = make_vec_env("OnlyHere-v0", n_envs=8)  # an environment that only these nodes have
-    PPO("MlpPolicy", env, n_steps=16, batch_size=32, n_epochs=1).learn(256)
+    model = PPO("MlpPolicy", env, n_steps=16, batch_size=32, n_epochs=1)
+    before = model.policy.state_dict()["action_net.weight"].clone()
+    with stage("training"):
+        model.learn(256)
+    assert model.num_timesteps == 256 and (model.policy.state_dict()["action_net.weight"] != before).any()
     env.close()
+
+    # More than may ever be started: what there is.
+    other.wait_for("is up")
+    assert "16 env runners were asked for, only 2 are free: going on with 2" in other.output
     remoterl.shutdown()
-    wait_until(lambda: autoscaling.nodes() == [], 90, "idle simulators go")
+    with capacity.connected(autoscaling.address, KEY, 30.0):
+        # The nodes' `Simulator` actors ended with this trainer; those of now hear of the other's env runners.
+        wait_until(lambda: sum(one["env_runners"] for one in remoterl.describe()["trainers"]) == 2, 30)
+        other.end(signal.SIGTERM)
+        unused: list[int] = []
+
+        def gone() -> bool:
+            remoterl.check(1)
+            unused.extend(one["free_units"] for one in remoterl.describe({"pool": "cpu"})["unused_simulators"])
+            return autoscaling.nodes() == []
+
+        with stage("idle simulators gone, asked for all the time"):
+            wait_until(gone, 90, "idle simulators go")
+        assert 5 in unused
+
+
+@pytest.mark.parametrize("autoscaling", [("1", Path(sys.executable))], indirect=True, ids=["with RLlib"])
+def test_simulators_come_for_rllib(autoscaling, caplog: pytest.LogCaptureFixture) -> None:
+    """A session of one env runner has one simulator; RLlib asks for more than that has."""
+    import ray
+    from ray.rllib.algorithms.ppo import PPOConfig
+
+    assert remoterl.init(KEY, address=autoscaling.address, num_env_runners=1, timeout_s=120.0)
+    assert len(autoscaling.nodes()) == 1
+    config = PPOConfig().environment("OnlyHere-v0").env_runners(num_env_runners=6)
+    config.training(train_batch_size_per_learner=64, minibatch_size=32, num_epochs=1)
+    with caplog.at_level(logging.INFO, "remoterl"):
+        algo = config.build_algo()
+    assert "it asks for 6 env runners, the simulators have 5 free of 5. The autoscaler starts" in caplog.text
+    assert "Waiting for 6 env runners" in caplog.text
+    assert len(autoscaling.nodes()) == 2
+    nodes = algo.env_runner_group.foreach_env_runner(
+        lambda _: ray.get_runtime_context().get_node_id(), local_env_runner=False
+    )
+    simulators = {node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("env_runner")}
+    assert len(nodes) == 6 and set(nodes) == simulators
+    algo.train()
+    algo.stop()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import gymnasium as gym
 import pytest
 import racing
 from conftest import assert_free
-from processes import KEY, clean_environment, wait_until
+from processes import KEY, clean_environment, stage, wait_until
 
 import remoterl
 from remoterl import capacity
@@ -64,12 +67,34 @@ def test_labels_choose_simulators(cluster, caplog: pytest.LogCaptureFixture) -> 
     assert_free(cluster)
 
 
-def test_another_process_takes_a_reservation(cluster, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "remoterl", "reserve", "6", "--label", "zone=b", "--ttl", "120", "--json"]
-    address = cluster.gcs_address
-    reserved = subprocess.run(
-        command, env=clean_environment(REMOTERL_ADDRESS=address), capture_output=True, text=True, timeout=120
+def command_line(address: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "remoterl", *words],
+        env=clean_environment(REMOTERL_ADDRESS=address),
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
+
+
+def test_exit_codes_of_the_command_line(cluster) -> None:
+    with capacity.connected(cluster.gcs_address, KEY, 30.0):
+        wait_until(lambda: remoterl.check(16), 30)
+        reservation = remoterl.reserve(10, ttl_s=240.0, timeout_s=20.0)
+        for words, code, said in [
+            (["check", "7"], 1, "no"),
+            (["check", "6", "--json"], 0, "true"),
+            (["release", reservation.id], 0, "released"),
+            (["release", reservation.id], 1, "there is no such reservation (any more)"),
+        ]:
+            done = command_line(cluster.gcs_address, *words)
+            assert (done.returncode, done.stdout.splitlines()[-1]) == (code, said), done.stderr
+
+
+@pytest.mark.parametrize("kind", ["driver", "client"])
+def test_another_process_takes_a_reservation(cluster, tmp_path: Path, kind: str) -> None:
+    address = cluster.address(kind)
+    reserved = command_line(address, "reserve", "6", "--label", "zone=b", "--ttl", "120", "--json")
     assert reserved.returncode == 0, reserved.stderr
     reservation = json.loads(reserved.stdout.splitlines()[-1])
     assert reservation["num_env_runners"] == 6
@@ -100,39 +125,74 @@ def test_another_process_takes_a_reservation(cluster, tmp_path: Path) -> None:
 
 
 def test_a_reservation_outlives_its_creator_only_for_its_time(cluster) -> None:
-    script = f"import remoterl; remoterl.reserve(9, ttl_s=8.0, address={cluster.gcs_address!r}, timeout_s=20.0)"
-    subprocess.run([sys.executable, "-c", script], env=clean_environment(), check=True, timeout=120)
+    script = (
+        "import os, signal, time, remoterl\n"
+        f"remoterl.reserve(9, ttl_s=8.0, address={cluster.client_address!r}, timeout_s=20.0)\n"
+        "print(time.monotonic(), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
     with capacity.connected(cluster.gcs_address, KEY, 30.0):
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=clean_environment(), stdout=subprocess.PIPE, text=True
+        )
+        assert done.returncode == -signal.SIGKILL
+        since = float(done.stdout)  # the same clock for every process of a machine
+        assert not remoterl.check(8) and remoterl.check(7)
+        assert time.monotonic() - since < 7
         wait_until(lambda: remoterl.check(16), 30, "it ended")
+        assert 7 < time.monotonic() - since < 12
 
 
 def test_two_trainers_never_share_a_unit(cluster) -> None:
+    """One by each connection, all the time at the same moment."""
+    with stage("20 rounds of reservations"):
+        rounds = _race(cluster, racing.reserve_at_once, 20, 9)  # two times nine are more than sixteen
+    for first, second in rounds.values():
+        (refusal,) = filter(None, (*first, *second))  # exactly one has it
+        assert "9 env runners can't be reserved: the 2 simulators have 7 free of 16" in refusal
+
+    # For the last two.
+    with capacity.connected(cluster.gcs_address, KEY, 30.0):
+        wait_until(lambda: remoterl.check(16), 30)
+        reservation = remoterl.reserve(14, ttl_s=600.0, timeout_s=20.0)
+        free = {one["name"]: one["free_units"] for one in remoterl.describe()["simulators"]}
+        assert sum(free.values()) == 2
+        try:
+            with stage("10 rounds of trainers"):
+                rounds = _race(cluster, racing.train_at_once, 10, 2)
+        finally:
+            assert remoterl.release(reservation)
+    for answers in rounds.values():
+        assert sum(len(runners) for _, runners, _ in answers) == 2
+        pids = {pid for _, runners, _ in answers for _, pid in runners}
+        assert len(pids) == 2  # no process is both's
+        used = Counter(simulator for _, runners, _ in answers for simulator, _ in runners)
+        assert all(used[simulator] <= free[simulator] for simulator in used)
+        for got, runners, said in answers:
+            line = {
+                2: "",
+                1: "2 env runners were asked for, only 1 are free: going on with 1.",
+                0: "All env runners of the 2 simulators are taken; start another simulator, or end another trainer.\n"
+                "init() returns False. A script that goes on makes its environments on this machine.",
+            }[len(runners)]
+            assert got == bool(runners) and "\n".join(said) == line
+    assert_free(cluster)
+
+
+def _race(cluster, run: Callable[..., None], rounds: int, num_env_runners: int) -> dict[int, list[tuple[Any, ...]]]:
+    """What each of two racers answered in each round."""
     context = multiprocessing.get_context("spawn")
     barrier, answers = context.Barrier(2), context.Queue()
-    rounds = 5
     racers = [
-        context.Process(target=racing.reserve_at_once, args=(barrier, answers, cluster.gcs_address, rounds, 9))
-        for _ in range(2)
+        context.Process(target=run, args=(barrier, answers, cluster.address(kind), rounds, num_env_runners))
+        for kind in ("driver", "client")
     ]
     for racer in racers:
         racer.start()
-    granted = [0] * rounds
-    for number, refusal in (answers.get(timeout=120) for _ in range(2 * rounds)):
-        granted[number] += refusal == ""
-        assert refusal == "" or "can't be reserved" in refusal
+    found: dict[int, list[tuple[Any, ...]]] = {number: [] for number in range(rounds)}
+    for number, *answer in (answers.get(timeout=120) for _ in range(2 * rounds)):
+        found[number].append(tuple(answer))
     for racer in racers:
         racer.join(60)
         assert racer.exitcode == 0
-    assert max(granted) == 1  # two times nine are more than sixteen
-
-    racers = [
-        context.Process(target=racing.train_at_once, args=(barrier, answers, cluster.gcs_address, 16)) for _ in range(2)
-    ]
-    for racer in racers:
-        racer.start()
-    first, second = (answers.get(timeout=120) for _ in range(2))
-    for racer in racers:
-        racer.join(60)
-        assert racer.exitcode == 0
-    assert not set(first) & set(second) and 0 < len(first) + len(second) <= 16
-    assert_free(cluster)
+    return found

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import json
+import platform
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
+import gymnasium
 import pytest
-from processes import KEY, clean_environment, free_ports
+import ray
+from processes import KEY, ROOT, SIMULATOR_PYTHON, Process, clean_environment, free_ports
+
+from remoterl import __version__
+from remoterl._protocol import digest
+
+OURS = (
+    f"python {platform.python_version()}, ray {ray.__version__}, remoterl {__version__}, "
+    f"gymnasium {gymnasium.__version__}, protocol {digest()}"
+)
 
 
 def doctor(*options: str, **environment: str) -> tuple[int, dict[str, dict[str, object]], str]:
@@ -23,6 +38,30 @@ def doctor(*options: str, **environment: str) -> tuple[int, dict[str, dict[str, 
     return done.returncode, {one["check"]: one for one in findings}, done.stdout + done.stderr
 
 
+def node_with_another_remoterl(address: str, folder: Path) -> tuple[Process, str]:
+    """A node as an autoscaler starts it, named delta."""
+    shutil.copytree(ROOT / "remoterl", folder / "remoterl")
+    (folder / "remoterl" / "_version.py").write_text('__version__ = "0.0.1"\n')
+    nodes_own = tempfile.mkdtemp(prefix="rrl-", dir="/tmp")
+    node = Process(
+        str(SIMULATOR_PYTHON), "-m", "ray.scripts.scripts", "start", "--block",
+        "--address", address,
+        "--node-name", "delta",
+        "--num-cpus", "0",
+        "--resources", '{"env_runner": 1}',
+        "--temp-dir", nodes_own,
+        "--min-worker-port", "0",
+        "--max-worker-port", "0",
+        "--dashboard-agent-listen-port", "0",
+        "--object-store-memory", "150000000",
+        "--disable-usage-stats",
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN=KEY,
+        PYTHONPATH=str(folder),
+    )  # fmt: skip
+    return node, nodes_own
+
+
 @pytest.mark.parametrize("kind", ["client", "driver"])
 def test_a_cluster_that_is_well(cluster, kind: str) -> None:
     code, findings, printed = doctor("--address", cluster.address(kind), "--env-id", "OnlyHere-v0")
@@ -30,13 +69,18 @@ def test_a_cluster_that_is_well(cluster, kind: str) -> None:
     assert all(one["ok"] and not one["advice"] for one in findings.values())
     assert "16 free of 16 on 2 simulators" in str(findings["env runners"]["found"])
     for name in ("alpha", "beta"):
-        assert {f"versions of {name}", f"clock of {name}", f"round trip to {name}"} <= findings.keys()
+        assert {f"clock of {name}", f"round trip to {name}"} <= findings.keys()
+        assert findings[f"versions of {name}"]["found"] == OURS
+        assert "from only_here;" in str(findings[f"OnlyHere-v0 on {name}"]["found"])
+        assert "there and back" in str(findings[f"stream to {name}"]["found"])
         assert "Box(-1.0, 1.0, (3,), float32)" in str(findings[f"OnlyHere-v0 on {name}"]["found"])
+    assert findings["versions of hub"]["found"] == OURS and "clock of hub" in findings
+    assert "by stream" in str(findings["suggestion"]["found"])
     assert ("ports of alpha" in findings) == (kind == "driver")
     assert KEY not in printed
 
 
-def test_what_goes_wrong_is_named_with_what_to_do(cluster) -> None:
+def test_what_goes_wrong_is_named_with_what_to_do(cluster, tmp_path: Path) -> None:
     nobody = f"ray://127.0.0.1:{free_ports(1)[0]}"
     port = cluster.gcs_address.rpartition(":")[2]
     for address, key, check in [
@@ -48,6 +92,31 @@ def test_what_goes_wrong_is_named_with_what_to_do(cluster) -> None:
         code, findings, printed = doctor("--address", address, REMOTERL_API_KEY=key)
         assert code == 1 and key not in printed
         assert not findings[check]["ok"] and findings[check]["advice"]
-    code, findings, _ = doctor("--address", cluster.client_address, "--env-id", "NobodyHasIt-v0")
+    with socket.create_server(("", 0)) as taken:  # the one port that this simulator may use for streams
+        port = str(taken.getsockname()[1])
+        command = [str(SIMULATOR_PYTHON), "-m", "remoterl", "simulate", "--name", "gamma"]
+        gamma = Process(*command, REMOTERL_ADDRESS=cluster.gcs_address, REMOTERL_STREAM_PORTS=port)
+        delta, folder = node_with_another_remoterl(cluster.gcs_address, tmp_path)
+        try:
+            gamma.wait_for("is up")
+            delta.wait_for("Ray runtime started")
+            code, findings, _ = doctor("--address", cluster.client_address, "--env-id", "NobodyHasIt-v0")
+            plain = subprocess.run(
+                [sys.executable, "-m", "remoterl", "doctor", "--address", cluster.client_address],
+                env=clean_environment(), capture_output=True, text=True, timeout=180,
+            )  # fmt: skip
+        finally:
+            delta.end()
+            shutil.rmtree(folder, ignore_errors=True)
+            assert gamma.end() == 0
+    # Another remoterl: its versions are told, and everybody's; what needs the same on both sides is left out.
+    theirs = OURS.replace(f"remoterl {__version__}", f"remoterl 0.0.1 ({__version__} here)")
+    assert findings["versions of delta"]["found"] == theirs and not findings["versions of delta"]["ok"]
+    assert findings["versions of alpha"]["found"] == OURS and findings["versions of hub"]["found"] == OURS
+    assert "clock of delta" in findings and not any("to delta" in check for check in findings)
+    assert plain.returncode == 1 and f"FAIL  versions of delta: {theirs}\n      -> Install" in plain.stdout
+    assert f"OK    versions of alpha: {OURS}\n" in plain.stdout
+    stream = findings["stream to gamma"]
+    assert stream["ok"] and "no free port" in str(stream["found"]) and "REMOTERL_STREAM_PORTS" in str(stream["advice"])
     assert code == 1 and not findings["NobodyHasIt-v0 on beta"]["ok"]
     assert "--register" in str(findings["NobodyHasIt-v0 on beta"]["advice"])

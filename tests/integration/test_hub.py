@@ -8,9 +8,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import psutil
+import pytest
+import ray
 from processes import KEY, SIMULATOR_PYTHON, Process, clean_environment, free_ports
 
 # Ray Client's server for each client, which its own port stands before, and metrics of autoscaler and dashboard.
@@ -35,7 +39,10 @@ def remoterl_command(*arguments: str, typed: str | None = None, **environment: s
     )
 
 
-def test_a_hub_a_simulator_and_a_trainer(tmp_path: Path) -> None:
+def test_a_hub_a_simulator_and_a_trainer(tmp_path: Path, cluster) -> None:
+    """`cluster` is another hub on this machine, which all this does not touch."""
+    bystanders = [process for simulator in cluster.simulators.values() for process in _rays(simulator.tree())]
+    assert len(bystanders) == 4  # the raylets of the hub, alpha and beta, and the GCS
     folder = tempfile.mkdtemp(prefix="rrl-", dir="/tmp")
     port, client_port, dashboard_port = free_ports(3)
     settings = {"REMOTERL_HOME": str(tmp_path), "RAY_TMPDIR": folder}
@@ -79,14 +86,28 @@ def test_a_hub_a_simulator_and_a_trainer(tmp_path: Path) -> None:
             listening = _listening_ports([*tree, *hub.children(recursive=True), *simulator.tree()])
             allowed = {port, client_port, dashboard_port, *range(first, first + 200)}
             assert listening - NOT_FOR_OTHERS <= allowed
+            dashboard = f"http://127.0.0.1:{dashboard_port}/api/version"
+            with pytest.raises(urllib.error.HTTPError, match=r"40\d"):
+                urllib.request.urlopen(dashboard, timeout=20)
+            asked = urllib.request.Request(dashboard, headers={"Authorization": f"Bearer {KEY}"})
+            with urllib.request.urlopen(asked, timeout=20) as answer:
+                assert json.load(answer)["ray_version"] == ray.__version__
         finally:
+            stopped = remoterl_command("hub", "stop", **settings)
+            joined = simulator.process.poll()
             assert simulator.end() == 0
     finally:
-        stopped = remoterl_command("hub", "stop", **settings)
+        remoterl_command("hub", "stop", **settings)
+    assert joined is None  # it waits for the hub to come back
+    assert all(process.is_running() for process in bystanders)
     assert stopped.returncode == 0 and "is stopped" in stopped.stdout
     _, alive = psutil.wait_procs(tree, timeout=15)
     assert alive == []
     assert "No hub of yours" in remoterl_command("hub", "stop", **settings).stdout
+
+
+def _rays(tree: list[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in tree if process.name() in ("raylet", "gcs_server")]
 
 
 def _free_range(count: int) -> int:

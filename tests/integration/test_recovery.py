@@ -15,14 +15,18 @@ import gymnasium as gym
 import numpy as np
 import psutil
 import pytest
+from bad_envs import BadEnv
 from conftest import WAYS, assert_free, patched_places
 from gymnasium.vector import AutoresetMode
 from ledger import LedgerEnv
-from processes import SIMULATOR_PYTHON, Cluster, Process, Way
+from processes import SIMULATOR_PYTHON, Cluster, Process, Way, wait_until
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 import remoterl
+from remoterl import messages as m
 from remoterl._process import current_session
+from remoterl.channels.opening import open_channels
+from remoterl.channels.stream import Streams
 from remoterl.errors import EnvRunnerLostError, StepTimeoutError
 
 ROWS = 4  # two on each of two env runners
@@ -67,11 +71,22 @@ def vector_env(class_name: str, mode: AutoresetMode) -> Any:
     return getattr(gym.vector, class_name)([LedgerEnv] * ROWS, autoreset_mode=mode)
 
 
+def test_an_env_runner_that_dies_before_its_channel_is_open(mortal: Way) -> None:
+    """No matter of ports, also where only a stream would do: whoever needs it finds it lost."""
+    victim = kill_first()
+    streams = Streams()
+    (channel,), _ = open_channels([victim.actor], ["late one"], mortal.channel, streams)
+    with pytest.raises(EnvRunnerLostError, match="late one"):
+        channel.receive(channel.send(m.FindSpec("CartPole-v1", ())), 10.0)
+    channel.close()
+
+
 @pytest.mark.parametrize("class_name", ["SyncVectorEnv", "AsyncVectorEnv"])
 @pytest.mark.parametrize("when", ["between steps", "in flight"])
 def test_next_step(mortal: Way, class_name: str, when: str) -> None:
     vec = vector_env(class_name, AutoresetMode.NEXT_STEP)
     vec.reset(seed=7)
+    restarts = current_session().fleet.restarts
     for step in range(5):
         last = vec.step(actions(step))[0]
     if when == "between steps":
@@ -99,7 +114,7 @@ def test_next_step(mortal: Way, class_name: str, when: str) -> None:
     assert infos["_remoterl"].tolist() == [True, True, False, False]
     assert told["lost"].tolist() == [True, True, False, False]
     assert told["simulator"][0] == victim.simulator and told["moved_to"][0] in ("alpha", "beta")
-    assert f"pid {victim.pid}" in told["reason"][0]
+    assert f"pid {victim.pid}" in told["reason"][0] and "unexpectedly" in told["reason"][0]
 
     observations, rewards, terminations, truncations, infos = vec.step(actions(6))  # the new episode's reset
     assert not (terminations | truncations).any() and "remoterl" not in infos
@@ -114,6 +129,11 @@ def test_next_step(mortal: Way, class_name: str, when: str) -> None:
         assert books[row] == tuple((step + 1, int(actions(step)[row])) for step in range(8)) or books[row] == [
             (step + 1, int(actions(step)[row])) for step in range(8)
         ]
+
+    def told_restarts() -> list[int]:
+        return [trainer["restarts"] for trainer in remoterl.describe()["trainers"]]
+
+    wait_until(lambda: told_restarts() == [restarts + 1], 20, "the new env runner tells of one more restart")
     vec.close()
 
 
@@ -239,7 +259,7 @@ def test_a_step_that_hangs(cluster: Cluster, mortal: Way) -> None:
     vec = gym.vector.AsyncVectorEnv([Hanging] * ROWS)
     vec.reset(seed=1)
     stuck = psutil.Process(current_session().runners[0].pid)
-    with pytest.raises(StepTimeoutError, match=r"step_timeout_s=1 from rows 0 to 1 on simulator"):
+    with pytest.raises(StepTimeoutError, match=r"step_timeout_s=1 from rows 0 to 1 on simulator .* of <Hanging"):
         vec.step(np.array([999, 1, 1, 1]))
     stuck.wait(10)
     observations, infos = vec.reset(seed=1)
@@ -257,7 +277,7 @@ def test_no_restarts(cluster: Cluster, mortal: Way) -> None:
     vec = gym.vector.SyncVectorEnv([envs.CountingEnv] * 2)
     vec.reset()
     victim = kill_first()
-    with pytest.raises(EnvRunnerLostError, match=f"pid {victim.pid}.*max_restarts=0"):
+    with pytest.raises(EnvRunnerLostError, match=f"pid {victim.pid}.*Ray says: .*unexpectedly.*max_restarts=0"):
         vec.step(np.zeros(2, int))
     vec.close()
     again = gym.vector.SyncVectorEnv([envs.CountingEnv] * 4)  # with the one that lives
@@ -280,8 +300,13 @@ def test_a_simulator_is_killed(cluster: Cluster, mortal: Way) -> None:
         vec.step(actions(0))
         lost = vec._core.places()["gamma"]
         assert 0 < len(lost) < ROWS
+        parents = gym.vector.SyncVectorEnv([lambda: BadEnv("start_children", "reset")] * ROWS)
+        parents.reset()
+        tree = gamma.tree()
+        assert {pid for row in lost for pid in parents.get_attr("children")[row]} <= {one.pid for one in tree}
         gamma.process.kill()
-        gamma.process.wait(60)
+        _, alive = psutil.wait_procs(tree, timeout=30)  # its node ends with it, env runners and all
+        assert alive == []
         truncations = np.zeros(ROWS, bool)
         for step in range(1, 4):
             truncations |= vec.step(actions(step))[3]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
-import sys
+import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ import psutil
 import pytest
 import ray
 from conftest import patched_places
-from processes import KEY, ROOT, Cluster, Process, wait_until
+from processes import KEY, ROOT, Cluster, run_python, wait_until
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
 from rllib_fixtures import assert_no_rllib_left, in_cluster_only
 
@@ -87,11 +89,6 @@ def test_what_is_registered_before_init(rllib_cluster: Cluster, node_names: Any,
         algo = PPO(config={**{name: getattr(config, name) for name in ("env", "env_config")}, **SMALL})
         assert node_names(where(algo)) == ["alpha", "beta"]
         algo.stop()
-        if kind == "driver":  # one env runner of ours for RLlib's rows here is enough, and leaves the others
-            config.env_runners(num_env_runners=0).evaluation(evaluation_interval=1, evaluation_num_env_runners=3)
-            algo = config.build_algo()
-            assert len(algo.eval_env_runner_group.foreach_env_runner(lambda _: 0, local_env_runner=False)) == 3
-            algo.stop()
         with pytest.raises(UnknownEnvironmentError, match=r"CartPoul-v1.*alpha, beta.*CartPole-v1"):
             PPOConfig().environment("CartPoul-v1").env_runners(num_env_runners=1).build_algo()
     finally:
@@ -131,43 +128,82 @@ def test_a_session_on_the_scripts_own_connection(
         undo_key()
 
 
-@pytest.mark.parametrize(
-    ("kind", "end"),
-    [
-        ("driver", "ray.shutdown"),
-        ("client", "shutdown"),
-        ("driver", "end"),
-        ("client", "exception"),
-        ("driver", "kill"),
-        ("client", "kill"),
-    ],
-)
-def test_the_end_of_a_script(rllib_cluster: Cluster, kind: str, end: str) -> None:
-    address = rllib_cluster.address(kind)
-    script = str(ROOT / "tests" / "scripts" / "rllib_ends.py")
-    trainer = Process(sys.executable, script, end, REMOTERL_ADDRESS=address, OMP_NUM_THREADS="1")
-    trainer.wait_for("TRAINED", 180)
-    if end in ("ray.shutdown", "shutdown"):
-        trainer.wait_for("WAITING", 60)
-    assert_no_rllib_left(rllib_cluster)
-    trainer.process.kill()
-    trainer.process.wait()
+SCRIPT = ROOT / "tests" / "scripts" / "rllib_ends.py"
+
+
+def said_fields(output: str) -> dict[str, dict[str, Any]]:
+    """When -> what the script said of configs and code then."""
+    lines = re.findall(r"^FIELDS (\S+) (.*)$", output, re.MULTILINE)
+    return {when: json.loads(text) for when, text in lines}
+
+
+@pytest.fixture(scope="module")
+def fresh() -> dict[str, Any]:
+    done = run_python(SCRIPT, "fresh", timeout_s=120)
+    assert done.returncode == 0, done.stderr
+    return said_fields(done.stdout)["fresh"]
+
+
+def assert_all_free(cluster: Cluster, kind: str) -> None:
+    assert_no_rllib_left(cluster)
+    wait_until(lambda: remoterl.check(8, address=cluster.address(kind), api_key=KEY), 40, "all units are free")
+
+
+@pytest.mark.parametrize(("kind", "arguments"), [("driver", ["exception"]), ("client", ["end", "late"])])
+def test_after_every_end_configs_are_those_of_a_fresh_process(
+    rllib_cluster: Cluster, fresh: dict[str, Any], kind: str, arguments: list[str]
+) -> None:
+    address = {"REMOTERL_ADDRESS": rllib_cluster.address(kind), "OMP_NUM_THREADS": "1"}
+    done = run_python(SCRIPT, *arguments, timeout_s=280, **address)
+    said = said_fields(done.stdout)
+    assert list(said) == ["algo.stop", "remoterl.shutdown", "ray.shutdown", arguments[0]], done.stdout + done.stderr
+    assert done.returncode == (1 if "exception" in arguments else 0), done.stderr
+    assert ("ZeroDivisionError" in done.stderr) == ("exception" in arguments)
+    assert done.stdout.count("FREE") == 2
+    assert len(fresh) == 5 and all(len(fields) > 100 for name, fields in fresh.items() if name != "code")
+    assert fresh["code"] == [] and said["algo.stop"].pop("code") != []  # the session is open still
+    for when, fields in said.items():
+        for name in fields:
+            assert fields[name] == fresh[name], (when, name)
+    assert_all_free(rllib_cluster, kind)
+
+
+@pytest.mark.parametrize("kind", ["driver", "client"])
+def test_a_script_is_killed(rllib_cluster: Cluster, kind: str) -> None:
+    """It says nothing any more; the next process is a fresh one."""
+    done = run_python(
+        SCRIPT, "kill", REMOTERL_ADDRESS=rllib_cluster.address(kind), OMP_NUM_THREADS="1", timeout_s=180
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL and "TRAINED" in done.stdout, done.stdout + done.stderr
+    assert_all_free(rllib_cluster, kind)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["driver", "client"])
 def test_a_simulator_is_killed_in_mid_training(rllib_cluster: Cluster, node_names: Any, kind: str) -> None:
+    """In the middle of an iteration; through Ray Client its process only, in-cluster all that it has on its machine."""
     gamma = rllib_cluster.add("gamma")
+    tree = gamma.tree()
+    killed_at: list[float] = []
+
+    def kill() -> None:
+        killed_at.append(time.monotonic())
+        for process in tree if kind == "driver" else tree[:1]:
+            process.kill()
+
     assert remoterl.init(KEY, address=rllib_cluster.address(kind))
     try:
-        algo = ppo(4).build_algo()
+        algo = ppo(4).training(train_batch_size_per_learner=4000, minibatch_size=1000).build_algo()
         assert "gamma" in node_names(where(algo))
+        tree[:] = gamma.tree()  # with the env runners
+        began = time.monotonic()
         algo.train()
-        tree = gamma.tree()
-        gamma.process.kill()
-        for _ in range(6):
+        threading.Timer(min(1.0, (time.monotonic() - began) / 2), kill).start()
+        algo.train()
+        assert killed_at and killed_at[0] < time.monotonic()
+        for _ in range(3):
             result = algo.train()
-        assert result["training_iteration"] == 7
+        assert result["training_iteration"] == 5
         deadline = time.monotonic() + 60
         while algo.env_runner_group.num_healthy_remote_workers() < 4 and time.monotonic() < deadline:
             algo.train()
@@ -180,6 +216,48 @@ def test_a_simulator_is_killed_in_mid_training(rllib_cluster: Cluster, node_name
         remoterl.shutdown()
         del rllib_cluster.simulators["gamma"]
     assert_no_rllib_left(rllib_cluster)
+
+
+@pytest.mark.long
+def test_a_trial_loses_a_simulator(rllib_cluster: Cluster, node_names: Any, tmp_path: Path) -> None:
+    import rllib_envs
+    from ray import tune
+
+    gamma = rllib_cluster.add("gamma")
+
+    def kill() -> None:
+        wait_until(lambda: any(file.stat().st_size for file in tmp_path.rglob("result.json")), 120, "a first result")
+        gamma.process.kill()
+
+    killer = threading.Thread(target=kill)
+    assert remoterl.init(KEY, address=rllib_cluster.address("driver"))
+    try:
+        space = {"env": "CartPole-v1", "num_env_runners": 6, "callbacks": rllib_envs.SaysWhenMoved, **SMALL}
+        stop = tune.RunConfig(stop={"moved": 1, "time_total_s": 150}, storage_path=str(tmp_path), verbose=0)
+        killer.start()
+        results = tune.Tuner("PPO", param_space=space, run_config=stop).fit()
+        killer.join()
+        assert results.num_errors == 0 and len(results) == 1
+        places = node_names(results[0].metrics["places"]["env_runners"])
+        assert len(places) == 6 and set(places) == {"alpha", "beta"}
+        gamma.process.wait()
+    finally:
+        remoterl.shutdown()
+        del rllib_cluster.simulators["gamma"]
+    assert_no_rllib_left(rllib_cluster)
+
+
+@in_cluster_only
+def test_waiting_ends_well(rllib_session: str, node_names: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """An algorithm that is built while another holds the units gets its place when that one stops."""
+    first = ppo(2).env_runners(custom_resources_per_env_runner={"env_runner": 3}).build_algo()
+    threading.Timer(3, first.stop).start()
+    with caplog.at_level("INFO", "remoterl"):
+        second = ppo(4).build_algo()
+    [waiting] = [record.message for record in caplog.records if "Waiting up to 30 s" in record.message]
+    assert "it asks for 4 env runners, the simulators have 2 free of 8" in waiting
+    assert node_names(where(second)) == ["alpha", "alpha", "beta", "beta"]
+    second.stop()
 
 
 @in_cluster_only

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from processes import KEY, ROOT, Cluster, clean_environment, run_python
+from processes import KEY, ROOT, Cluster, clean_environment, inheriting, run_python, wait_until
 from rllib_fixtures import assert_no_rllib_left
+
+from remoterl import registration
 
 EXAMPLES = ROOT / "examples"
 ASK_RAY = """
@@ -21,6 +24,18 @@ ASK_RAY = """
     print("PLACES", sorted(names[node_id] for node_id in ids))
     algo.stop()
 """
+JOB = """
+import sys, remoterl
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+
+assert remoterl.init(num_env_runners=2)
+env = make_vec_env("CartPole-v1", n_envs=4)
+model = PPO("MlpPolicy", env, n_steps=32, batch_size=64, n_epochs=1).learn(128)
+print("trained on", ", ".join(sorted(one["name"] for one in remoterl.describe()["simulators"] if one["env_runners"])))
+model.save(sys.argv[1])
+remoterl.shutdown()
+"""
 
 
 def run(cluster: Cluster, kind: str, script: Path | str, *arguments: str, timeout_s: float = 280) -> str:
@@ -31,13 +46,16 @@ def run(cluster: Cluster, kind: str, script: Path | str, *arguments: str, timeou
     return done.stdout
 
 
+def asking_ray(example: str) -> str:
+    return (EXAMPLES / example).read_text().replace("    algo.stop()\n", ASK_RAY[1:])
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["driver", "client"])
 def test_ppo_learns_cartpole(rllib_cluster: Cluster, kind: str, tmp_path: Path) -> None:
     """Word for word, and at its end Ray is asked where the env runners sit."""
-    text = (EXAMPLES / "rllib_ppo.py").read_text()
     script = tmp_path / "trainer.py"
-    script.write_text(text.replace("    algo.stop()\n", ASK_RAY[1:]))
+    script.write_text(asking_ray("rllib_ppo.py"))
     output = run(rllib_cluster, kind, script)
     [final] = re.findall(r"Mean return ([\d.]+) after", output)
     assert float(final) >= 450
@@ -54,15 +72,63 @@ def test_a_tune_grid(rllib_cluster: Cluster) -> None:
 def test_multi_agent(rllib_cluster: Cluster) -> None:
     output = run(rllib_cluster, "client", EXAMPLES / "rllib_multi_agent.py")
     assert "iteration 10" in output and "'left'" in output and "'right'" in output
+    assert re.search(r"Mean return [\d.]+ of both after 10 iterations", output)
 
 
-@pytest.mark.long
-def test_a_ray_job(rllib_cluster: Cluster) -> None:
-    """A trainer submitted to the hub trains in-cluster, and its output comes back."""
+def submit(cluster: Cluster, script: Path, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, EXAMPLES / "submit_job.py", rllib_cluster.dashboard, EXAMPLES / "rllib_multi_agent.py"],
+        [sys.executable, EXAMPLES / "submit_job.py", cluster.dashboard, script, *arguments],
         env=clean_environment(), capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "iteration 10" in done.stdout and "SUCCEEDED" in done.stdout and KEY not in done.stdout
+    assert "SUCCEEDED" in done.stdout and KEY not in done.stdout
+    return done.stdout
+
+
+def test_a_ray_job(rllib_cluster: Cluster, tmp_path: Path) -> None:
+    """A trainer submitted to the hub trains in-cluster, its output comes back, and its model is where it was told."""
+    from stable_baselines3 import PPO
+
+    folder = tmp_path / "a job's folder"
+    folder.mkdir()
+    (folder / "train.py").write_text(JOB)
+    host = rllib_cluster.dashboard.removeprefix("http://").partition(":")[0]
+    registration.write(registration.Registration(f"ray://{host}:10001", KEY), {"REMOTERL_HOME": str(tmp_path)})
+    registered = {**clean_environment(REMOTERL_HOME=str(tmp_path)), "REMOTERL_API_KEY": None}
+    example = [sys.executable, EXAMPLES / "submit_job.py", rllib_cluster.dashboard, folder / "train.py"]
+    by_ray = [Path(sys.executable).with_name("ray"), "job", "submit", "--address", rllib_cluster.dashboard,
+              "--working-dir", folder, "--", "python", "train.py"]  # fmt: skip
+    for number, (command, environ) in enumerate(
+        [(example, registered), (by_ray, {**registered, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": KEY})]
+    ):
+        saved = tmp_path / f"a model {number}.zip"
+        environ = {name: value for name, value in environ.items() if value is not None}
+        done = subprocess.run([*command, saved], env=environ, capture_output=True, text=True, timeout=280, check=False)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert "trained on alpha, beta" in done.stdout and KEY not in done.stdout
+        assert "succeeded" in (done.stdout + done.stderr).lower()
+        assert PPO.load(saved).num_timesteps == 128
+    (folder / "rllib.py").write_text(asking_ray("rllib_ppo.py").replace("range(1, 301)", "range(1, 3)"))
+    output = submit(rllib_cluster, folder / "rllib.py")
+    assert "after 2 iterations" in output and "PLACES ['alpha', 'alpha', 'beta', 'beta']" in output
     assert_no_rllib_left(rllib_cluster)
+
+
+def test_a_private_cluster(tmp_path: Path) -> None:
+    """`address="local"`: one simulator, on this machine, for as long as the script is there."""
+    text = (
+        asking_ray("rllib_ppo.py")
+        .replace("range(1, 301)", "range(1, 3)")
+        .replace("num_env_runners=4", "num_env_runners=2")
+    )
+    text = text.replace(
+        'PLACES"', 'HOLDS", {node["NodeName"]: node["Resources"].get("env_runner") for node in ray.nodes()}, "PLACES"'
+    )
+    script = tmp_path / "trainer.py"
+    script.write_text(text)
+    done = run_python(script, timeout_s=280, REMOTERL_ADDRESS="local", OMP_NUM_THREADS="1", TESTED_BY=str(tmp_path))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    [(holds, places)] = re.findall(r"HOLDS (.*) PLACES (.*)", done.stdout)
+    assert set(ast.literal_eval(places)) == {name for name, units in ast.literal_eval(holds).items() if units}
+    assert len(ast.literal_eval(places)) == 2
+    wait_until(lambda: inheriting(str(tmp_path)) == [], 30, "the private cluster's processes")

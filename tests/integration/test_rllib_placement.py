@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import ray
 import rllib_envs
 from processes import wait_until
-from rllib_fixtures import in_cluster_only
+from rllib_fixtures import free_units, in_cluster_only
 
 from remoterl.patches.backend import backend
 
@@ -41,14 +42,6 @@ def where(algo: Any, group: str = "env_runner_group") -> list[str]:
 def on_simulators(names: list[str], number: int) -> bool:
     """So many env runners, each on a simulator, two of them on both."""
     return len(names) == number and set(names) <= {"alpha", "beta"} and len(set(names)) == min(number, 2)
-
-
-def free_units() -> int:
-    """As `make_room` sees them."""
-    from remoterl import capacity
-    from remoterl.actors import directory
-
-    return sum(capacity.free_units(directory.find_simulators(), 1e12).values())
 
 
 def test_build_algo_spreads_training_and_evaluation(rllib_session: str, node_names: Any) -> None:
@@ -120,6 +113,7 @@ def test_algorithms(rllib_session: str, node_names: Any, make: Any) -> None:
     for _ in range(3):
         result = algo.train()
     assert result["training_iteration"] == 3
+    assert node_names(where(algo)) == ["alpha", "beta"]
     algo.stop()
 
 
@@ -146,7 +140,7 @@ def test_environments(rllib_session: str, node_names: Any, env: str) -> None:
 
 
 @in_cluster_only
-@pytest.mark.parametrize("env", ["class", "module:id"])
+@pytest.mark.parametrize("env", ["class", "module:id", "async", "vector_entry_point"])
 def test_environments_in_cluster(rllib_session: str, node_names: Any, env: str) -> None:
     check_environment(rllib_session, node_names, env)
 
@@ -155,7 +149,8 @@ def check_environment(rllib_session: str, node_names: Any, env: str) -> None:
     """One that only the simulators know, or only the trainer, in a module that no simulator can import."""
     from ray import tune
 
-    if env == "id":
+    assert importlib.util.find_spec("only_here") is None
+    if env in ("id", "async"):
         config = small_ppo("OnlyHere-v0")
     elif env == "module:id":
         config = small_ppo("only_here:OnlyHere-v0")
@@ -165,13 +160,16 @@ def check_environment(rllib_session: str, node_names: Any, env: str) -> None:
         tune.register_env(f"mine-{rllib_session}", lambda context: rllib_envs.ConfiguredEnv(context))
         config = small_ppo(f"mine-{rllib_session}", size=5)
     else:
-        gym.register("OnTrainer-v0", entry_point=rllib_envs.PlainEnv)
+        classes = {"entry_point": rllib_envs.PlainEnv, "vector_entry_point": "rllib_envs:PlainVectorEnv"}
+        gym.register("OnTrainer-v0", **classes)
         config = small_ppo("OnTrainer-v0", size=5)
+    if env in ("async", "vector_entry_point"):
+        config.env_runners(gym_env_vectorize_mode=env)
     try:
         algo = config.env_runners(num_envs_per_env_runner=2).build_algo()
         assert on_simulators(node_names(where(algo)), 1)
         spaces = algo.env_runner_group.get_spaces()
-        assert spaces["default_policy"][0].shape == ((3,) if env in ("id", "module:id") else (5,))
+        assert spaces["default_policy"][0].shape == ((3,) if env in ("id", "module:id", "async") else (5,))
         indices = [
             float(episode.get_observations(0).flat[0])
             for episodes in algo.env_runner_group.foreach_env_runner(
@@ -181,44 +179,91 @@ def check_environment(rllib_session: str, node_names: Any, env: str) -> None:
         ]
         if env in ("class", "register_env"):
             assert set(indices) == {1.0}  # EnvContext arrives
+        if env in ("async", "vector_entry_point"):
+            kinds = algo.env_runner_group.foreach_env_runner(
+                lambda env_runner: type(env_runner.env.unwrapped).__name__, local_env_runner=False
+            )
+            assert kinds == ["AsyncVectorEnv" if env == "async" else "PlainVectorEnv"]
         algo.train()
         algo.stop()
+        if env == "trainer's id":  # as in a notebook, whose next cell registers another one
+            del gym.registry["OnTrainer-v0"]
+            gym.register("OnTrainer-v0", entry_point=rllib_envs.PlainEnv, kwargs={"size": 4})
+            algo = small_ppo("OnTrainer-v0").build_algo()
+            assert algo.env_runner_group.get_spaces()["default_policy"][0].shape == (4,)
+            algo.stop()
     finally:
         gym.registry.pop("OnTrainer-v0", None)
     assert "only_here" not in sys.modules
 
 
 @in_cluster_only
-def test_pettingzoo(rllib_session: str, node_names: Any) -> None:
+@pytest.mark.parametrize("kind", ["parallel", "AEC"])
+def test_pettingzoo(rllib_session: str, node_names: Any, kind: str) -> None:
     import petting_zoo_env
+    from pettingzoo.utils.conversions import parallel_to_aec
     from ray import tune
-    from ray.rllib.env.wrappers.pettingzoo_env import ParallelPettingZooEnv
+    from ray.rllib.env.wrappers.pettingzoo_env import ParallelPettingZooEnv, PettingZooEnv
 
-    tune.register_env("zoo", lambda _: ParallelPettingZooEnv(petting_zoo_env.Meeting()))
-    config = small_ppo("zoo").multi_agent(policies={"all"}, policy_mapping_fn=lambda *_, **__: "all")
+    if kind == "AEC":
+        tune.register_env("zoo AEC", lambda _: PettingZooEnv(parallel_to_aec(petting_zoo_env.Meeting())))
+    else:
+        tune.register_env("zoo parallel", lambda _: ParallelPettingZooEnv(petting_zoo_env.Meeting()))
+    config = small_ppo(f"zoo {kind}").multi_agent(policies={"all"}, policy_mapping_fn=lambda *_, **__: "all")
     algo = config.build_algo()
     assert on_simulators(node_names(where(algo)), 1)
     algo.train()
     algo.stop()
 
 
-def test_sampling_in_the_trainers_process(rllib_session: str) -> None:
-    """`num_env_runners=0`: the rows that RLlib steps here are remote ones, like any vector env's."""
-    algo = small_ppo("OnlyHere-v0").env_runners(num_env_runners=0, num_envs_per_env_runner=4).build_algo()
-    rows = algo.env_runner.env.unwrapped
-    assert type(rows).__name__ == "RemoteSyncVectorEnv" and rows.num_envs == 4
-    assert algo.train()["env_runners"]["num_env_steps_sampled_lifetime"] >= 128
+@pytest.mark.parametrize("env", ["id", "class"])
+def test_sampling_in_the_trainers_process(rllib_session: str, env: str) -> None:
+    """`num_env_runners=0`: the rows that RLlib steps here are remote ones, like any vector env's; evaluation's too."""
+    config = small_ppo("OnlyHere-v0") if env == "id" else small_ppo(rllib_envs.ConfiguredEnv, size=5)
+    config.env_runners(num_env_runners=0, num_envs_per_env_runner=4)
+    algo = config.evaluation(evaluation_interval=1, evaluation_duration=4).build_algo()
+    both = [algo.env_runner.env.unwrapped, algo.eval_env_runner.env.unwrapped]
+    for rows in both:
+        assert type(rows).__name__ == "RemoteSyncVectorEnv" and rows.num_envs == 4
+        assert set(rows._core.places()) <= {"alpha", "beta"} and sum(map(len, rows._core.places().values())) == 4
+    result = algo.train()
+    assert result["env_runners"]["num_env_steps_sampled_lifetime"] >= 128
+    assert result["evaluation"]["env_runners"]["num_episodes"] >= 4
     algo.stop()
-    rows.close()
+    for rows in both:
+        rows.close()
     assert backend() is not None
 
 
 @in_cluster_only
-def test_connectors_run_beside_the_environment(rllib_session: str, node_names: Any) -> None:
-    from ray.rllib.connectors.env_to_module import FlattenObservations
+def test_the_old_stack_samples_in_the_trainers_process(rllib_session: str) -> None:
+    algo = old_stack().environment("OnlyHere-v0").env_runners(num_env_runners=0).build_algo()
+    env = algo.env_runner.env
+    while type(env).__name__ != "RemoteEnv":
+        env = env.env
+    assert set(env._core.places()) <= {"alpha", "beta"}
+    assert algo.train()["training_iteration"] == 1
+    algo.stop()
 
-    config = small_ppo().env_runners(env_to_module_connector=lambda env, spaces, device: FlattenObservations())
+
+@in_cluster_only
+def test_rows_here_leave_room_for_evaluation(rllib_session: str, node_names: Any) -> None:
+    """One env runner of ours for RLlib's rows here is enough."""
+    config = small_ppo(num_env_runners=0).evaluation(evaluation_interval=1, evaluation_num_env_runners=3)
+    algo = config.build_algo()
+    assert on_simulators(node_names(where(algo, "eval_env_runner_group")), 3)
+    assert free_units() == 4
+    algo.stop()
+
+
+@in_cluster_only
+def test_connectors_run_beside_the_environment(rllib_session: str, node_names: Any) -> None:
+    config = small_ppo().env_runners(env_to_module_connector=lambda env, spaces, device: rllib_envs.SaysWhereItRan())
     algo = config.build_algo()
     algo.train()
-    assert on_simulators(node_names(where(algo)), 1)
+    [nodes] = algo.env_runner_group.foreach_env_runner(
+        lambda env_runner: next(each.nodes for each in env_runner._env_to_module.connectors if hasattr(each, "nodes")),
+        local_env_runner=False,
+    )
+    assert node_names(nodes) == node_names(where(algo)) and on_simulators(node_names(nodes), 1)
     algo.stop()

@@ -5,12 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import ray
 import rllib_envs
+from processes import wait_until
 from ray import tune
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
-from rllib_fixtures import in_cluster_only
+from rllib_fixtures import free_units, in_cluster_only
+
+from remoterl.errors import UnsupportedError
+from remoterl.patches.backend import backend
 
 SMALL: dict[str, Any] = {"train_batch_size_per_learner": 64, "minibatch_size": 32, "num_epochs": 1}
 
@@ -55,31 +60,92 @@ def test_a_grid_of_four_trials(rllib_session: str, node_names: Any, tmp_path: Pa
     assert {name for sat in places for name in sat} == {"alpha", "beta"}  # Ray spreads as well as its view allows
 
 
+@pytest.mark.parametrize("how", ["with_resources", "run by name"])
+def test_ways_to_run(rllib_session: str, node_names: Any, tmp_path: Path, how: str) -> None:
+    check_run(node_names, tmp_path, how)
+
+
 @in_cluster_only
-@pytest.mark.parametrize("how", ["class and dict", "with_resources", "run by name", "run a config"])
-def test_every_way_to_run(rllib_session: str, node_names: Any, tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("how", ["class and dict", "run a config"])
+def test_ways_to_run_in_cluster(rllib_session: str, node_names: Any, tmp_path: Path, how: str) -> None:
+    check_run(node_names, tmp_path, how)
+
+
+def check_run(node_names: Any, tmp_path: Path, how: str) -> None:
     options: dict[str, Any] = {"stop": {"training_iteration": 1}, "storage_path": str(tmp_path), "verbose": 0}
     if how == "class and dict":
         [result] = tune.Tuner(PPO, param_space=space(), run_config=run_config(tmp_path)).fit()
         metrics = result.metrics
     elif how == "with_resources":
-        scheduler = tune.schedulers.ASHAScheduler(metric="training_iteration", mode="max")
         trainable = tune.with_resources(PPO, tune.PlacementGroupFactory([{"CPU": 1}, {"CPU": 1}]))
-        tuner = tune.Tuner(
-            trainable,
-            param_space=space(),
-            tune_config=tune.TuneConfig(scheduler=scheduler),
-            run_config=run_config(tmp_path),
-        )
-        [result] = tuner.fit()
+        [result] = tune.Tuner(trainable, param_space=space(), run_config=run_config(tmp_path)).fit()
         metrics = result.metrics
     elif how == "run by name":
-        analysis = tune.run("PPO", config=space(), **options)
-        metrics = analysis.trials[0].last_result
+        metrics = tune.run("PPO", config=space(), **options).trials[0].last_result
     else:
         config = PPOConfig().update_from_dict(space())
         metrics = tune.run(PPO, config=config, **options).trials[0].last_result
     assert check_places(metrics, node_names) in (["alpha"], ["beta"])
+    assert_free_and_open()
+
+
+def assert_free_and_open() -> None:
+    """A finished trial's units are free at once, and the session is open."""
+    env = gym.make("CartPole-v1")
+    assert type(env).__name__ == "RemoteEnv"
+    env.close()
+    with backend().room_for({"env_runner": 8}, "nothing"):
+        wait_until(lambda: free_units() == 8, 10, "units free after the last trial")
+
+
+@in_cluster_only
+def test_trials_that_do_not_fit_at_a_time(
+    rllib_session: str, node_names: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = space(num_env_runners=2, custom_resources_per_env_runner={"env_runner": 3})
+    with caplog.at_level("INFO", "remoterl"):
+        trials = tune.run(
+            "PPO", config=config, num_samples=2, max_concurrent_trials=2,
+            stop={"training_iteration": 1}, storage_path=str(tmp_path), verbose=0,
+        ).trials  # fmt: skip
+    assert "max_concurrent_trials=2 with 6 env runners each is 12, and the simulators have 8 in all" in caplog.text
+    assert "Trials of 6 env runners each: 8 free units hold 1 at a time" in caplog.text
+    assert [check_places(trial.last_result, node_names) for trial in trials] == [["alpha", "beta"]] * 2
+
+
+@in_cluster_only
+@pytest.mark.filterwarnings("ignore:Consider boosting PBT")
+def test_population_based_training_of_a_nested_space(rllib_session: str, node_names: Any, tmp_path: Path) -> None:
+    scheduler = tune.schedulers.PopulationBasedTraining(
+        metric="training_iteration", mode="max", perturbation_interval=1, hyperparam_mutations={"lr": [1e-3, 1e-4]}
+    )
+    nested = space(
+        env=rllib_envs.ConfiguredEnv,
+        env_config={"size": tune.choice([2, 3])},
+        model={"fcnet_hiddens": tune.grid_search([[8], [16]])},
+    )
+    run = tune.RunConfig(stop={"training_iteration": 2}, storage_path=str(tmp_path), verbose=0)
+    results = tune.Tuner(
+        "PPO", param_space=nested, tune_config=tune.TuneConfig(scheduler=scheduler), run_config=run
+    ).fit()
+    assert results.num_errors == 0 and len(results) == 2
+    for result in results:
+        assert result.metrics["training_iteration"] == 2
+        assert check_places(result.metrics, node_names) in (["alpha"], ["beta"])
+        assert result.config["env_config"]["size"] in (2, 3)
+    assert sorted(result.config["model"]["fcnet_hiddens"] for result in results) == [[8], [16]]
+    own = {name: results[0].config[name] for name in ("env", "env_config", "model")}
+    algo = PPOConfig().update_from_dict(space(**own)).build_algo()  # with a config that knows no simulators of itself
+    algo.restore_from_path(results[0].checkpoint.path)
+    assert algo.iteration == 2
+    algo.stop()
+    assert_free_and_open()
+
+
+@pytest.mark.parametrize("rllib_session", ["client"], indirect=True, scope="module")
+def test_run_experiments_through_ray_client(rllib_session: str) -> None:
+    with pytest.raises(UnsupportedError, match="ray job submit"):
+        tune.run_experiments({"one": {"run": "PPO", "config": space()}})
 
 
 @in_cluster_only

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import assert_free, env_runner_processes
-from processes import KEY, ROOT, SIMULATOR_PYTHON, Process, clean_environment, run_python, wait_until
+from processes import KEY, ROOT, SIMULATOR_PYTHON, Process, clean_environment, inheriting, run_python, wait_until
 
 EXAMPLES = ROOT / "examples"
 
@@ -83,20 +83,11 @@ def test_plain_gymnasium(cluster, kind: str) -> None:
 
 
 def test_local_needs_no_cluster(tmp_path: Path) -> None:
-    before = {process.pid for process in psutil.process_iter()}
-    done = run_python(EXAMPLES / "gymnasium_random.py", REMOTERL_ADDRESS="local")
+    mark = str(tmp_path)
+    done = run_python(EXAMPLES / "gymnasium_random.py", REMOTERL_ADDRESS="local", TESTED_BY=mark)
     assert done.returncode == 0, done.stderr
     assert "episodes in 1600 remote steps" in done.stdout
-
-    def left() -> list[str]:
-        lines = []
-        for process in psutil.process_iter(["pid", "cmdline"]):
-            line = " ".join(process.info["cmdline"] or [])
-            if process.pid not in before and ("raylet" in line or "ray::" in line or "gcs_server" in line):
-                lines.append(line)
-        return lines
-
-    wait_until(lambda: left() == [], 20, "Ray's processes")
+    wait_until(lambda: inheriting(mark) == [], 20, "Ray's processes")
 
 
 @pytest.mark.long

@@ -10,10 +10,9 @@ import sys
 import zipfile
 from pathlib import Path
 
-import psutil
 import pytest
 from conftest import assert_free
-from processes import Process, clean_environment, wait_until
+from processes import Process, clean_environment, inheriting, wait_until
 from rllib_fixtures import assert_no_rllib_left
 
 SCORE = re.compile(r"^(Done|Solved|Stopped): mean return (-?[\d.]+).* after ([\d,]+) steps in .* steps/s", re.MULTILINE)
@@ -105,12 +104,11 @@ def test_rllib_where_only_simulators_have_the_environment(rllib_cluster, kind: s
 
 @pytest.mark.long
 def test_rllib_in_a_private_cluster(tmp_path: Path) -> None:
-    before = {process.pid for process in psutil.process_iter()}
     done = train(
         "rllib", "--algo", "PPO", "--env-id", "CartPole-v1", "--address", "local", "--num-env-runners", "1",
         "--num-envs", "4", "--steps", "600", "--seed", "1", "--train-batch-size-per-learner", "300",
         "--minibatch-size", "100", "--num-epochs", "1", "--lr", "1e-3", "--lambda", "0.9", "--output", "trained",
-        cwd=tmp_path,
+        cwd=tmp_path, TESTED_BY=str(tmp_path),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     outcome, score, steps = score_of(done)
@@ -126,13 +124,7 @@ def test_rllib_in_a_private_cluster(tmp_path: Path) -> None:
         "num_envs_per_env_runner": 4,
     }  # fmt: skip
     assert {name: config[name] for name in expected} == expected
-    wait_until(lambda: not rays_processes(before), 20, "Ray's processes gone")
-
-
-def rays_processes(before: set[int]) -> list[str]:
-    lines = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["pid", "cmdline"])
-             if process.pid not in before]  # fmt: skip
-    return [line for line in lines if "raylet" in line or "ray::" in line or "gcs_server" in line]
+    wait_until(lambda: inheriting(str(tmp_path)) == [], 20, "Ray's processes gone")
 
 
 @pytest.mark.parametrize("framework", ["sb3", pytest.param("rllib", marks=pytest.mark.long)])

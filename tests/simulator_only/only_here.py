@@ -23,6 +23,11 @@ class OnlyHereEnv(gym.Env):
         observation = self.np_random.uniform(-1, 1, self.observation_space.shape).astype(np.float32)
         return observation, 1.0, False, False, {"pid": os.getpid()}
 
+    def where_remoterl_is(self) -> str:
+        import remoterl
+
+        return os.path.dirname(remoterl.__file__)
+
 
 gym.register("OnlyHere-v0", entry_point=OnlyHereEnv, max_episode_steps=10)
 gym.register("OnlyHereByName-v0", entry_point="only_here:OnlyHereEnv", kwargs={"size": 5})

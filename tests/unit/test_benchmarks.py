@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import plans, report
+from benchmarks import plans, report, trainings
 from benchmarks.contenders import FACES, LOCAL, REMOTE, Cell
 from benchmarks.measure import Measured
 
@@ -45,3 +45,18 @@ def test_a_report_of_little_is_no_error(tmp_path: Path, error: str) -> None:
     report.show(results, Console(quiet=True))
     report.save(results, {"cores": 2}, tmp_path)
     assert json.loads((tmp_path / "results.json").read_text())["machine"] == {"cores": 2}
+
+
+# ---- trainings -----------------------------------------------------------------------------------------------
+
+
+def test_two_trainings_are_equal_whatever_their_clocks_and_columns_say() -> None:
+    here = {"time/total_timesteps": "100", "rollout/ep_rew_mean": "1.5", "time/fps": "50"}
+    remote = {"time/fps": "40", "rollout/ep_rew_mean": "1.5", "time/total_timesteps": "100"}
+    assert trainings.figures([here]) == trainings.figures([remote])
+    assert trainings.figures([here]) != trainings.figures([{**remote, "rollout/ep_rew_mean": "1.50001"}])
+
+
+def test_a_trainings_rate_is_that_between_its_first_row_and_its_last() -> None:
+    curve = [{"time/total_timesteps": str(steps), "time/fps": str(fps)} for steps, fps in ((100, 10), (300, 20))]
+    assert trainings.rate(curve) == 200 / (15 - 10)

@@ -96,6 +96,14 @@ def test_a_key_is_not_in_the_repr() -> None:
         ("api_key", ""),
         ("api_key", 5),
         ("runtime_env", "pip"),
+        ("max_restarts", -2),
+        ("max_restarts", 1.5),
+        ("max_restarts", None),
+        ("restart_timeout_s", 0),
+        ("restart_timeout_s", None),
+        ("step_timeout_s", 0),
+        ("step_timeout_s", "long"),
+        ("reservation", 5),
     ],
 )
 def test_wrong_trainer_arguments_start_nothing(argument: str, value: Any) -> None:
@@ -118,6 +126,9 @@ def test_wrong_trainer_arguments_start_nothing(argument: str, value: Any) -> Non
         ("labels", {"a": 1}),
         ("labels", {"a": "not a value"}),
         ("address", "local"),
+        ("rejoin_timeout_s", -1),
+        ("rejoin_timeout_s", None),
+        ("rejoin_timeout_s", float("inf")),
     ],
 )
 def test_wrong_simulator_arguments_start_nothing(argument: str, value: Any) -> None:

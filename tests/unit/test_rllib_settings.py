@@ -1,6 +1,13 @@
 from __future__ import annotations
 
-from remoterl.patches.rllib_settings import choices_of, for_simulators, largest_trial, own_settings, with_units
+from remoterl.patches.rllib_settings import (
+    choices_of,
+    for_simulators,
+    largest_trial,
+    number_of_trials,
+    own_settings,
+    with_units,
+)
 
 
 def test_a_dict_gets_a_unit_and_no_cpus() -> None:
@@ -63,6 +70,28 @@ def test_the_largest_trial() -> None:
     }
     assert largest_trial({"num_env_runners": tune.randint(1, 6)}) == {"num_env_runners": 5}
     assert choices_of(tune.grid_search(["a", "b"])) == ["a", "b"] and choices_of("a") == ["a"]
+
+
+def test_the_number_of_trials() -> None:
+    from ray import tune
+
+    space = {"env": "CartPole-v1", "lr": tune.grid_search([1, 2]), "gamma": tune.choice([1, 2, 3])}
+    assert number_of_trials(space, 1) == 2 and number_of_trials(space, 5) == 10
+    assert number_of_trials({**space, "model": {"fcnet_hiddens": tune.grid_search([[8], [16], [32]])}}, 1) == 6
+    assert number_of_trials({"env": "CartPole-v1"}, 1) == 1 and number_of_trials(space, -1) == float("inf")
+
+
+def test_a_learner_with_a_gpu_holds_a_cpu() -> None:
+    from ray.rllib.algorithms.ppo import PPO, PPOConfig
+
+    assert "num_cpus_per_learner" not in for_simulators({"num_learners": 2})
+    assert for_simulators({"num_gpus_per_learner": 0.5})["num_cpus_per_learner"] == 1
+    assert for_simulators({"num_gpus_per_learner": 1, "num_cpus_per_learner": 0})["num_cpus_per_learner"] == 0
+    config = PPOConfig().environment("CartPole-v1").learners(num_learners=1, num_gpus_per_learner=1)
+    changed = for_simulators(config)
+    assert config.num_cpus_per_learner == own_settings(config)["num_cpus_per_learner"] == "auto"
+    bundles = PPO.default_resource_request(changed.to_dict()).bundles
+    assert {"CPU": 1, "GPU": 1} in bundles and sum("env_runner" in bundle for bundle in bundles) == 2
 
 
 def test_a_users_placement_group() -> None:

@@ -108,19 +108,26 @@ def test_only_what_fits_is_batched_the_short_way() -> None:
     assert not rows_module._batched([np.int64(1)] * 2, np.zeros(2, np.int64))
 
 
-def test_only_a_float_under_each_key_of_each_row_is_a_table() -> None:
+def test_only_a_number_under_each_key_of_each_row_is_a_table() -> None:
     floats = [(0, {"x": 1.0, "y": np.float64(2)}, None), (1, {"x": -0.0, "y": np.float64("nan")}, None)]
     table = rows_module._tabled(floats, 2)
     assert isinstance(table, m.InfoTable) and table.values.dtype == np.float64
-    comparing.assert_same(table.rows(), floats)
+    comparing.assert_same(m.rows_of(table), floats)
+    kinds = [(row, {"f": np.float32(0.1), "i": 2**53 - 1 - row, "b": row == 0}, None) for row in range(2)]
+    table = rows_module._tabled(kinds, 2)
+    assert isinstance(table, m.InfoTable) and table.types == (np.float32, int, bool)
+    comparing.assert_same(m.rows_of(table), kinds)
     for others in (
         floats[:1],
         [floats[0], (1, {"y": 2.0, "x": 1.0}, None)],
         [floats[0], (1, {"x": 1.0, "y": 2.0}, None)],
         [floats[0], (1, {"x": 1.0, "y": np.float64(2)}, ("final", {}))],
-        [(0, {"x": 1}, None), (1, {"x": 2}, None)],
+        [(0, {"x": 1}, None), (1, {"x": 2**53}, None)],
+        [(0, {"x": 1}, None), (1, {"x": 10**400}, None)],
         [(0, {"_x": 1.0}, None), (1, {"_x": 2.0}, None)],
-        [(0, {"x": np.float32(1)}, None), (1, {"x": np.float32(1)}, None)],
+        [(0, {"final_obs": 1.0}, None), (1, {"final_obs": 2.0}, None)],
+        [(0, {"x": np.int32(1)}, None), (1, {"x": np.int32(1)}, None)],
+        [(0, {"x": "1"}, None), (1, {"x": "1"}, None)],
     ):
         assert rows_module._tabled(others, 2) is others
 

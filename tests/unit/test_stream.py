@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import ipaddress
 import pickle
@@ -38,16 +39,22 @@ def listener() -> Iterator[StreamListener]:
 
 
 class Server:
-    """Env runners that serve from threads, as their actors do from theirs."""
+    """Env runners that serve from threads, as their actors do from theirs.
 
-    def __init__(self, streams: Streams) -> None:
+    `way`: by which their trainer comes, `local` or `network`.
+    """
+
+    def __init__(self, streams: Streams, way: str) -> None:
         self._streams = streams
+        self._way = way
         self._threads: list[threading.Thread] = []
         self.channels: list[StreamChannel] = []
 
     def open(self) -> StreamChannel:
         listener = StreamListener("127.0.0.1", "session")
-        connected = connect(listener.offer(), 5)
+        offer = listener.offer()
+        connected = connect(offer if self._way == "local" else dataclasses.replace(offer, local=""), 5)
+        assert (connected.family == socket.AF_UNIX) == (self._way == "local" and not offer.uses_tls)
         runner = EnvRunner(m.TrainerInfo("session", "script", "host", 1))
         arguments = (listener.accepted(5), runner._answer, runner._unpicklable)
         self._threads.append(threading.Thread(target=serve, args=arguments))
@@ -63,9 +70,9 @@ class Server:
             assert not thread.is_alive()
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server(Streams())
+@pytest.fixture(params=["local", "network"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    server = Server(Streams(), request.param)
     yield server
     server.close()
 
@@ -92,6 +99,12 @@ def test_an_offer_is_good_for_one_connection(listener: StreamListener) -> None:
     listener.accepted(5).close()
     with pytest.raises(UnreachableError):
         connect(listener.offer(), 1)
+
+
+def test_another_machine_has_no_such_name(listener: StreamListener) -> None:
+    offer = dataclasses.replace(listener.offer(), local="remoterl-of-another-machine")
+    with connect(offer, 5) as connected:
+        assert connected.family == socket.AF_INET
 
 
 def test_garbage_and_strangers_do_not_keep_the_trainer_out(listener: StreamListener) -> None:

@@ -1,0 +1,159 @@
+"""The examples in a small form, each a process of its own.
+
+`test_scripts.py` has those for CartPole and plain Gymnasium, `test_rllib_examples.py` RLlib's.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import assert_free, env_runner_processes
+from processes import KEY, ROOT, SIMULATOR_PYTHON, Cluster, Process, clean_environment, run_python, wait_until
+
+import remoterl
+
+EXAMPLES = ROOT / "examples"
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # many processes on few cores
+NUMBER = r"(-?\d+\.?\d*)"
+
+
+def run(cluster: Cluster, name: str, *arguments: str, kind: str = "client") -> str:
+    """What it prints."""
+    done = run_python(EXAMPLES / name, *arguments, REMOTERL_ADDRESS=cluster.address(kind), **ONE_THREAD)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    assert_free(cluster)
+    return done.stdout
+
+
+@contextmanager
+def simulator(cluster: Cluster, name: str) -> Iterator[Process]:
+    """An example that is a simulator, which joins the cluster and leaves it."""
+    process = Process(str(SIMULATOR_PYTHON), str(EXAMPLES / name), REMOTERL_ADDRESS=cluster.gcs_address)
+    try:
+        process.wait_for("is up")
+        yield process
+    finally:
+        assert process.end() == 0
+
+
+def scores(folder: Path) -> list[tuple[str, str]]:
+    """The learning curve that an example wrote, every digit of it; beside it a picture and a model."""
+    assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "model.zip").exists()
+    with open(folder / "progress.csv") as file:
+        return [(row["time/total_timesteps"], row["rollout/ep_rew_mean"]) for row in csv.DictReader(file)]
+
+
+# ---- Stable-Baselines3 ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("example", "steps", "num_envs"),
+    [
+        ("sb3_halfcheetah.py", 2000, 2),
+        ("sb3_minigrid.py", 2048, 4),  # pixels, by wrappers that the trainer ships
+    ],
+)
+def test_it_learns_as_in_process(cluster: Cluster, tmp_path: Path, example: str, steps: int, num_envs: int) -> None:
+    small = ["--timesteps", str(steps), "--num-envs", str(num_envs)]
+    output = run(cluster, example, *small, "--output", str(tmp_path / "remote"))
+    here = run(cluster, example, *small, "--output", str(tmp_path / "here"), "--where", "process")
+    [final] = re.findall(rf"Mean return {NUMBER} \+- {NUMBER} after {steps} steps", output)
+    assert [final] == re.findall(rf"Mean return {NUMBER} \+- {NUMBER} after", here)
+    assert scores(tmp_path / "remote") == scores(tmp_path / "here") != []
+
+
+@pytest.mark.long
+def test_pong_learns_as_in_sub_processes(rllib_cluster: Cluster, tmp_path: Path) -> None:
+    """On simulators with Stable-Baselines3."""
+    small = ["--timesteps", "2048", "--num-envs", "2", "--episodes", "1"]
+    output = run(rllib_cluster, "sb3_pong.py", *small, "--output", str(tmp_path / "remote"))
+    run(rllib_cluster, "sb3_pong.py", *small, "--output", str(tmp_path / "here"), "--where", "subprocesses")
+    [(final, _)] = re.findall(rf"Mean score {NUMBER} \+- {NUMBER} after 2048 steps", output)
+    assert -21 <= float(final) < 0
+    assert scores(tmp_path / "remote") == scores(tmp_path / "here") != []
+
+
+def test_pong_says_that_simulators_need_stable_baselines3(cluster: Cluster) -> None:
+    done = run_python(EXAMPLES / "sb3_pong.py", REMOTERL_ADDRESS=cluster.gcs_address, **ONE_THREAD)
+    assert done.returncode == 1 and "stable_baselines3" in done.stderr.splitlines()[-1], done.stderr
+    assert_free(cluster)
+
+
+def test_dqn_on_lunarlander(cluster: Cluster) -> None:
+    output = run(cluster, "sb3_lunarlander.py", "--timesteps", "400", "--episodes", "4")
+    [(final, _)] = re.findall(rf"Mean return {NUMBER} \+- {NUMBER} after 400 steps", output)
+    assert -2000 < float(final) < 300
+
+
+def test_evaluation_is_recorded_on_the_trainer(cluster: Cluster, tmp_path: Path) -> None:
+    output = run(cluster, "evaluation_video.py", "--timesteps", "512", "--episodes", "2", "--videos", str(tmp_path))
+    assert re.search(rf"Mean return {NUMBER}; 2 videos in {tmp_path}", output)
+    assert all(b"ftyp" in video.read_bytes()[:16] for video in tmp_path.glob("*.mp4"))
+
+
+# ---- one file, and a notebook --------------------------------------------------------------------------------
+
+
+def test_ppo_in_one_file_learns_cartpole(cluster: Cluster) -> None:
+    output = run(cluster, "cleanrl_ppo.py", "--total-timesteps", "20480", kind="driver")
+    [(mean_return, episodes)] = re.findall(
+        rf"Mean return {NUMBER} of the last (\d+) episodes after 20480 steps", output
+    )
+    assert float(mean_return) > 60 and episodes == "100"  # random actions: 22
+
+
+def test_the_notebook(cluster: Cluster, tmp_path: Path) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    assert all(not cell.get("outputs") and not cell.get("execution_count") for cell in notebook.cells)
+    environment = clean_environment(
+        REMOTERL_ADDRESS=cluster.client_address, TIMESTEPS="4096", IPYTHONDIR=str(tmp_path), **ONE_THREAD
+    )
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute(env=environment)
+    outputs = {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
+    assert [output.data["text/plain"] for output in outputs["init"] if "data" in output] == ["True"]
+    assert "alpha: 7 of 8 units free" in outputs["simulators"][0].text
+    for cell in ("curve", "frames"):
+        assert any("image/png" in output.get("data", {}) for output in outputs[cell])
+    assert re.search(rf"Mean return {NUMBER} after 4096 steps", "".join(output.text for output in outputs["end"]))
+    assert_free(cluster)
+
+
+# ---- a simulator and its trainer -----------------------------------------------------------------------------
+
+
+def test_a_greenhouse_that_only_the_simulator_has(cluster: Cluster) -> None:
+    with simulator(cluster, "greenhouse_simulator.py"):
+        output = run(cluster, "greenhouse_trainer.py", "--timesteps", "6144")
+    assert re.search(r"Greenhouse-v0 is unknown here, and offered by [\w.-]+\.", output)
+    [(after, before)] = re.findall(rf"Mean return {NUMBER} after 6144 steps, {NUMBER} before", output)
+    assert float(after) > float(before)
+
+
+def test_a_robot_keeps_its_period_and_is_one_trainers(cluster: Cluster) -> None:
+    environment = {"REMOTERL_ADDRESS": cluster.client_address, "PYTHONUNBUFFERED": "1", **ONE_THREAD}
+    with simulator(cluster, "robot_simulator.py"):
+        arguments = ["--timesteps", "600", "--episodes", "2"]
+        trainer = Process(sys.executable, str(EXAMPLES / "robot_trainer.py"), *arguments, **environment)
+        trainer.wait_for("The robot is ours.")
+        assert not remoterl.check(1, {"robot": "arm-1"}, address=cluster.gcs_address, api_key=KEY)
+        trainer.wait_for("Mean return", 120)
+        output = trainer.output
+        assert trainer.process.wait(30) == 0
+        wait_until(lambda: remoterl.check(1, {"robot": "arm-1"}, address=cluster.gcs_address, api_key=KEY))
+    [(period, _, late, commands)] = re.findall(
+        rf"Periods of {NUMBER} ms \(99 of 100 below {NUMBER}\), (\d+) of (\d+) commands too late", output
+    )
+    assert float(period) >= 20.0 and int(late) < int(commands) == 200
+    assert env_runner_processes(cluster) == []
