@@ -46,7 +46,7 @@ def main() -> None:
     from remoterl.cli.demo import private_cluster
 
     with private_cluster(progress) as gcs_address:
-        addresses = {"driver": gcs_address, "client": _client_address(gcs_address)}
+        addresses = {"driver": gcs_address, "client": client_address(gcs_address)}
         for number in range(options.rounds):
             for cell in cells:
                 if results[cell] and results[cell][-1].error:
@@ -81,7 +81,7 @@ def _in_a_process(cell: Cell, addresses: dict[str, str], seconds: float) -> Meas
     return Measured(**json.loads(done.stdout.split("RESULT")[1]))
 
 
-def _client_address(gcs_address: str) -> str:
+def client_address(gcs_address: str) -> str:
     """Of the private hub: Ray Client's usual port may have been taken."""
     for process in psutil.Process().children(recursive=True):
         command = process.cmdline()

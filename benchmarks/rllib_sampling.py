@@ -10,16 +10,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import multiprocessing
 import os
 import statistics
 import time
-import traceback
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import remoterl
+from benchmarks.turns import take_turns
 from remoterl.cluster import auth
 
 
@@ -45,46 +43,27 @@ def measure(algo: Any, seconds: float) -> float:
     return steps / (time.perf_counter() - start)
 
 
-@dataclass
-class Failed:
-    trace: str
-
-
-def contend(pipe: Connection, plain: bool, address: str, num_env_runners: int, rows: int) -> None:
-    """One contender: says that it is ready, then answers each number of seconds with a rate, until its pipe closes."""
+@contextlib.contextmanager
+def opened(plain: bool, address: str, num_env_runners: int, rows: int, seconds: float) -> Iterator[Callable[[], float]]:
+    """A contender: gives what measures its steps a second."""
     import ray
 
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    if plain and address == "local":
+        # As many CPUs as its env runners ask for, so that RLlib places them as it would on a larger machine.
+        ray.init("local", num_cpus=num_env_runners + 1, include_dashboard=False, log_to_driver=False)
+    elif plain:
+        auth.use_key(os.environ["REMOTERL_API_KEY"])
+        ray.init(address, log_to_driver=False)  # its env runners sit on the CPUs of the hub
+    else:
+        assert remoterl.init(address=address, num_env_runners=1)
     try:
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        if plain and address == "local":
-            # As many CPUs as its env runners ask for, so that RLlib places them as it would on a larger machine.
-            ray.init("local", num_cpus=num_env_runners + 1, include_dashboard=False, log_to_driver=False)
-        elif plain:
-            auth.use_key(os.environ["REMOTERL_API_KEY"])
-            ray.init(address, log_to_driver=False)  # its env runners sit on the CPUs of the hub
-        else:
-            assert remoterl.init(address=address, num_env_runners=1)
         algo = build(num_env_runners, rows)
-        pipe.send("ready")
-        with contextlib.suppress(EOFError):
-            while True:
-                pipe.send(measure(algo, pipe.recv()))
+        yield lambda: measure(algo, seconds)
         algo.stop()
-    except Exception:
-        pipe.send(Failed(traceback.format_exc()))
-    remoterl.shutdown()
-    ray.shutdown()
-
-
-def answer(pipe: Connection) -> Any:
-    """What the contender sent, or `SystemExit` with the error that ended it."""
-    try:
-        said = pipe.recv()
-    except EOFError:
-        raise SystemExit("A contender ended without a word.") from None
-    if isinstance(said, Failed):
-        raise SystemExit(said.trace)
-    return said
+    finally:
+        remoterl.shutdown()
+        ray.shutdown()
 
 
 def main() -> None:
@@ -98,12 +77,11 @@ def main() -> None:
 
     from rich.console import Console
 
+    from benchmarks.__main__ import client_address
     from remoterl.cli.demo import private_cluster
 
-    spawn = multiprocessing.get_context("spawn")
-    rates: dict[str, list[float]] = {}
-    with private_cluster(Console()) as address, contextlib.ExitStack() as ends:
-        client = f"ray://{address.rpartition(':')[0]}:10001"
+    with private_cluster(Console()) as address:
+        client = client_address(address)
         # name: whether without remoterl, where, and the contender that it is measured against
         contenders = {
             "plain RLlib": (True, "local", "plain RLlib"),
@@ -111,23 +89,9 @@ def main() -> None:
             "plain RLlib, Ray Client": (True, client, "plain RLlib, Ray Client"),
             "remoterl, Ray Client": (False, client, "plain RLlib, Ray Client"),
         }
-        pipes = {}
-        for name, (plain, where, _) in contenders.items():
-            ours, theirs = spawn.Pipe()
-            # no daemon: a contender starts Ray, whose processes are its children; it ends when its pipe closes
-            contender = spawn.Process(target=contend, args=(theirs, plain, where, options.env_runners, options.rows))
-            contender.start()
-            ends.callback(contender.join)
-            ends.callback(ours.close)
-            theirs.close()
-            assert answer(ours) == "ready"
-            pipes[name] = ours
-        for turn in range(options.rounds + 1):
-            for name, pipe in pipes.items():
-                pipe.send(options.seconds)
-                rate = answer(pipe)
-                if turn:
-                    rates.setdefault(name, []).append(rate)
+        sizes = (options.env_runners, options.rows, options.seconds)
+        arguments = {name: (plain, where, *sizes) for name, (plain, where, _) in contenders.items()}
+        rates = take_turns(opened, arguments, options.rounds)
     for name, values in rates.items():
         middle, beside = statistics.median(values), contenders[name][2]
         ratio = middle / statistics.median(rates[beside])
