@@ -42,5 +42,6 @@ if __name__ == "__main__":
     for iteration in range(1, 11):
         result = algo.train()
         print(f"iteration {iteration:2}  returns by agent {result['env_runners'].get('agent_episode_returns_mean')}")
+    print(f"Mean return {result['env_runners']['episode_return_mean']:.1f} of both after {iteration} iterations.")
     algo.stop()
     remoterl.shutdown()

@@ -1,16 +1,24 @@
 """Run a trainer inside the cluster, as a Ray job: what `ray job submit` does, with the hub's dashboard address.
 
-`python submit_job.py http://HUB:8265 rllib_ppo.py` sends the folder of the script along, starts it at the hub, and
-shows what it prints until it ends. The shell's way to the same:
-`ray job submit --address http://HUB:8265 --working-dir . -- python rllib_ppo.py`
+`python submit_job.py http://HUB:8265 train.py --output /srv/results` sends the folder of the script along, starts it at
+the hub with its arguments, and shows what it prints until it ends. The shell's way to the same:
+`ray job submit --address http://HUB:8265 --working-dir . -- python train.py --output /srv/results`, with the key in
+RAY_AUTH_TOKEN and RAY_AUTH_MODE=token. Here it is REMOTERL_API_KEY, or what `remoterl register` keeps for this hub.
+
+Ray removes a job's own folder some time after its end. What is to stay, a script saves under an absolute path, which is
+the hub's, and it is fetched from there: `ray rsync-down CLUSTER.yaml /srv/results .` after `ray up`, else `scp`; or it
+goes to a bucket or a shared disk at once.
 """
 
 import asyncio
-import os
+import shlex
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ray.job_submission import JobStatus, JobSubmissionClient
+
+from remoterl.config import find_api_key, parse_address
 
 
 async def show(client: JobSubmissionClient, job: str) -> None:
@@ -19,11 +27,12 @@ async def show(client: JobSubmissionClient, job: str) -> None:
 
 
 if __name__ == "__main__":
-    address, script = sys.argv[1], Path(sys.argv[2]).resolve()
-    key = os.environ["REMOTERL_API_KEY"]
+    address, script, arguments = sys.argv[1], Path(sys.argv[2]).resolve(), sys.argv[3:]
+    key = find_api_key(None, address=parse_address(f"ray://{urlsplit(address).hostname}", "the address"))
     client = JobSubmissionClient(address, headers={"Authorization": f"Bearer {key}"})
     # In the job, Ray says by itself where the cluster is and what its key is.
-    job = client.submit_job(entrypoint=f"python {script.name}", runtime_env={"working_dir": str(script.parent)})
+    entrypoint = shlex.join(["python", script.name, *arguments])
+    job = client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(script.parent)})
     asyncio.run(show(client, job))
     status = client.get_job_status(job)
     print(status)
