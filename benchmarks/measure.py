@@ -8,9 +8,12 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import psutil
+
 from benchmarks.contenders import Cell, open_contender
 
 WARM_UP_S = 0.5
+SETTLE_TRIES, SETTLE_S, IDLE_PERCENT = 30, 0.5, 10.0
 ACTIONS = 64
 
 
@@ -41,6 +44,7 @@ def measure(cell: Cell, addresses: dict[str, str], seconds: float) -> Measured:
     except (ImportError, NotImplementedError) as error:
         return Measured(error=f"{type(error).__name__}: {error}")
     measured = Measured(init_s=time.perf_counter() - start)
+    _settle()
     actions = _actions(cell)
     _run(step, actions, WARM_UP_S)
     times = _run(step, actions, seconds)
@@ -52,6 +56,13 @@ def measure(cell: Cell, addresses: dict[str, str], seconds: float) -> Measured:
 
         remoterl.shutdown()
     return measured
+
+
+def _settle() -> None:
+    """Wait until the machine is idle: after `init()` Ray starts processes in place of those that it gave."""
+    for _ in range(SETTLE_TRIES):
+        if psutil.cpu_percent(SETTLE_S) < IDLE_PERCENT:
+            return
 
 
 def _actions(cell: Cell) -> list[Any]:

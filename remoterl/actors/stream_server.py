@@ -8,7 +8,6 @@ after a step the loop looks for the next one for up to `SPIN_S` before it sleeps
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import select
 import socket
@@ -20,9 +19,6 @@ from remoterl.channels.cores import SPIN_S, SpareCores
 from remoterl.channels.framing import FrameSocket, UndecodableError
 from remoterl.channels.stream import keep_alive
 from remoterl.messages import StepRows
-
-GLANCE_S = 1e-6  # a sleep of this; with what going to sleep and waking cost, it is some microseconds
-PR_SET_TIMERSLACK = 29  # linux/prctl.h: how much later than asked for a sleep may end, in nanoseconds; usually 50,000
 
 
 def serve(connected: socket.socket, answer: Callable[[Any], Any], failed: Callable[[Any, Any, Exception], Any]) -> None:
@@ -65,21 +61,20 @@ def serve(connected: socket.socket, answer: Callable[[Any], Any], failed: Callab
 def _let_the_trainer_go_first() -> None:
     """On a machine that the trainer shares, its first message would wake this process in its own place, and the other
     env runners would get theirs when this one has stepped. Linux's batch policy has the same priority, but a process
-    that wakes does not take the core of one that runs. And its sleeps get as short as they are asked for."""
+    that wakes does not take the core of one that runs."""
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)
 
 
 def _spin(frames: FrameSocket) -> Any:
-    """Look again and again; between two looks the core is the trainer's, if it waits for it.
+    """Look again and again; between two looks the core is another's, if it waits for it.
 
-    That takes a sleep. `sched_yield` gives a core only to processes of the same session where Linux groups them by that
-    (`/proc/sys/kernel/sched_autogroup_enabled`, sched(7)), and a simulator has a session of its own.
+    A trainer of another session may wait until the end of this (`/proc/sys/kernel/sched_autogroup_enabled`, sched(7)).
+    Short sleeps are no better: on a virtual machine one of less than 30 us is over before the core is given away.
     """
     until = time.perf_counter() + SPIN_S
     while (request := frames.get()) is None and time.perf_counter() < until:
-        time.sleep(GLANCE_S)
+        os.sched_yield()
     return request
 
 
