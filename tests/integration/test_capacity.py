@@ -145,8 +145,8 @@ def test_a_reservation_outlives_its_creator_only_for_its_time(cluster) -> None:
 
 def test_two_trainers_never_share_a_unit(cluster) -> None:
     """One by each connection, all the time at the same moment."""
-    with stage("20 rounds of reservations"):
-        rounds = _race(cluster, racing.reserve_at_once, 20, 9)  # two times nine are more than sixteen
+    with stage("8 rounds of reservations"):
+        rounds = _race(cluster, racing.reserve_at_once, 8, 9)  # two times nine are more than sixteen
     for first, second in rounds.values():
         (refusal,) = filter(None, (*first, *second))  # exactly one has it
         assert "9 env runners can't be reserved: the 2 simulators have 7 free of 16" in refusal
@@ -158,8 +158,8 @@ def test_two_trainers_never_share_a_unit(cluster) -> None:
         free = {one["name"]: one["free_units"] for one in remoterl.describe()["simulators"]}
         assert sum(free.values()) == 2
         try:
-            with stage("10 rounds of trainers"):
-                rounds = _race(cluster, racing.train_at_once, 10, 2)
+            with stage("6 rounds of trainers"):
+                rounds = _race(cluster, racing.train_at_once, 6, 2)
         finally:
             assert remoterl.release(reservation)
     for answers in rounds.values():

@@ -324,13 +324,12 @@ def test_status(cluster) -> None:
     assert report()["trainers"] == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_env_in_a_simulators_main(cluster, kind: str) -> None:
+def test_an_env_in_a_simulators_main(cluster) -> None:
     script = ROOT / "tests" / "simulator_only" / "simulator_script.py"
     simulator = Process(str(SIMULATOR_PYTHON), str(script), "scripted", REMOTERL_ADDRESS=cluster.gcs_address)
     try:
         simulator.wait_for("is up")
-        assert remoterl.init(KEY, address=cluster.address(kind), num_env_runners=9)
+        assert remoterl.init(KEY, address=cluster.client_address, num_env_runners=9)
         vec = gym.make_vec("InMain-v0", num_envs=8, vectorization_mode="sync")
         assert list(vec._core.places()) == ["scripted"]  # only this simulator has it
         vec.reset()

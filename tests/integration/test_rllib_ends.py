@@ -179,19 +179,18 @@ def test_a_script_is_killed(rllib_cluster: Cluster, kind: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["driver", "client"])
-def test_a_simulator_is_killed_in_mid_training(rllib_cluster: Cluster, node_names: Any, kind: str) -> None:
-    """In the middle of an iteration; through Ray Client its process only, in-cluster all that it has on its machine."""
+def test_a_simulator_is_killed_in_mid_training(rllib_cluster: Cluster, node_names: Any) -> None:
+    """All that it has on its machine, in the middle of an iteration."""
     gamma = rllib_cluster.add("gamma")
     tree = gamma.tree()
     killed_at: list[float] = []
 
     def kill() -> None:
         killed_at.append(time.monotonic())
-        for process in tree if kind == "driver" else tree[:1]:
+        for process in tree:
             process.kill()
 
-    assert remoterl.init(KEY, address=rllib_cluster.address(kind))
+    assert remoterl.init(KEY, address=rllib_cluster.client_address)
     try:
         algo = ppo(4).training(train_batch_size_per_learner=4000, minibatch_size=1000).build_algo()
         assert "gamma" in node_names(where(algo))
@@ -201,9 +200,7 @@ def test_a_simulator_is_killed_in_mid_training(rllib_cluster: Cluster, node_name
         threading.Timer(min(1.0, (time.monotonic() - began) / 2), kill).start()
         algo.train()
         assert killed_at and killed_at[0] < time.monotonic()
-        for _ in range(3):
-            result = algo.train()
-        assert result["training_iteration"] == 5
+        assert algo.train()["training_iteration"] == 3
         deadline = time.monotonic() + 60
         while algo.env_runner_group.num_healthy_remote_workers() < 4 and time.monotonic() < deadline:
             algo.train()

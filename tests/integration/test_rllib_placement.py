@@ -104,11 +104,21 @@ def multi_agent() -> Any:
 
 @pytest.mark.parametrize(
     "make",
-    [old_stack, dqn, lambda: asynchronous(IMPALAConfig()), multi_agent],
-    ids=["old-stack PPO", "DQN", "IMPALA", "multi-agent PPO"],
+    [old_stack, dqn, lambda: asynchronous(IMPALAConfig())],
+    ids=["old-stack PPO", "DQN", "IMPALA"],
 )
 def test_algorithms(rllib_session: str, node_names: Any, make: Any) -> None:
-    algo = make().build_algo()
+    check_algorithm(make(), node_names)
+
+
+@in_cluster_only
+def test_multi_agent(rllib_session: str, node_names: Any) -> None:
+    """Through Ray Client: `test_rllib_examples.py`."""
+    check_algorithm(multi_agent(), node_names)
+
+
+def check_algorithm(config: Any, node_names: Any) -> None:
+    algo = config.build_algo()
     assert node_names(where(algo)) == ["alpha", "beta"]
     for _ in range(3):
         result = algo.train()
@@ -117,6 +127,7 @@ def test_algorithms(rllib_session: str, node_names: Any, make: Any) -> None:
     algo.stop()
 
 
+@in_cluster_only
 def test_learners_stay_at_the_hub(rllib_session: str, node_names: Any) -> None:
     algo = small_ppo().learners(num_learners=1).build_algo()
     assert on_simulators(node_names(where(algo)), 1)
@@ -216,6 +227,7 @@ def test_pettingzoo(rllib_session: str, node_names: Any, kind: str) -> None:
     algo.stop()
 
 
+@in_cluster_only
 @pytest.mark.parametrize("env", ["id", "class"])
 def test_sampling_in_the_trainers_process(rllib_session: str, env: str) -> None:
     """`num_env_runners=0`: the rows that RLlib steps here are remote ones, like any vector env's; evaluation's too."""

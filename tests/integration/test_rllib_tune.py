@@ -60,6 +60,7 @@ def test_a_grid_of_four_trials(rllib_session: str, node_names: Any, tmp_path: Pa
     assert {name for sat in places for name in sat} == {"alpha", "beta"}  # Ray spreads as well as its view allows
 
 
+@pytest.mark.parametrize("rllib_session", ["client"], indirect=True, scope="module")
 @pytest.mark.parametrize("how", ["with_resources", "run by name"])
 def test_ways_to_run(rllib_session: str, node_names: Any, tmp_path: Path, how: str) -> None:
     check_run(node_names, tmp_path, how)

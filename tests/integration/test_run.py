@@ -25,11 +25,10 @@ def told(done: subprocess.CompletedProcess[str]) -> dict:
     return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
 
 
-@pytest.mark.parametrize("kind", ["client", "driver"])
-def test_a_cleanrl_style_script_is_the_same_with_and_without(cluster, kind: str, tmp_path: Path) -> None:
+def test_a_cleanrl_style_script_is_the_same_with_and_without(cluster, tmp_path: Path) -> None:
     local = told(python(str(SCRIPT), "CartPole-v1", str(tmp_path / "local"), cwd=tmp_path))
     done = python(
-        "-m", "remoterl", "run", "--address", cluster.address(kind), str(SCRIPT), "CartPole-v1", str(tmp_path / "far"),
+        "-m", "remoterl", "run", "--address", cluster.client_address, str(SCRIPT), "CartPole-v1", str(tmp_path / "far"),
         cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -45,10 +44,9 @@ def test_a_cleanrl_style_script_is_the_same_with_and_without(cluster, kind: str,
 def test_off_policy_scripts_are_the_same_with_and_without(cluster, name: str, env_id: str, tmp_path: Path) -> None:
     script = str(SCRIPT.with_name(f"{name}.py"))
     local = told(python(script, env_id, cwd=tmp_path))
-    for kind in ("client", "driver"):
-        done = python("-m", "remoterl", "run", "--address", cluster.address(kind), script, env_id, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert told(done) == {**local, "kind": "RemoteSyncVectorEnv"}
+    done = python("-m", "remoterl", "run", "--address", cluster.gcs_address, script, env_id, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert told(done) == {**local, "kind": "RemoteSyncVectorEnv"}
     assert len(local["returns"]) > 3
     assert_free(cluster)
 

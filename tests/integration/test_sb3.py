@@ -20,7 +20,7 @@ from processes import Way, run_python
 @pytest.mark.long
 @pytest.mark.parametrize("algorithm", ["PPO", "PPO normalized", "PPO dict", "A2C", "DQN", "SAC", "HER", "MaskablePPO"])
 def test_same_seed_same_weights(algorithm: str, trainer: Way, locally: Callable[..., Any]) -> None:
-    call = (algorithm, 600 if trainer.is_slow else 3000, algorithm == "A2C")
+    call = (algorithm, 600 if trainer.is_slow else 1600, algorithm == "A2C")
     comparing.assert_same(locally(learning.train, *call), learning.train(*call))
 
 

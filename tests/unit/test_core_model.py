@@ -795,7 +795,7 @@ def test_stories() -> None:
     run_state_machine_as_test(
         Stories,
         settings=settings(
-            max_examples=EXAMPLES or 100,
+            max_examples=EXAMPLES or 60,
             stateful_step_count=40,
             deadline=None,
             derandomize=not EXAMPLES,
