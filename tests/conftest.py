@@ -136,7 +136,7 @@ def _rllibs_places() -> dict[str, Any]:
     }
 
 
-def assert_free(cluster: Cluster, timeout_s: float = 20.0) -> None:
+def assert_free(cluster: Cluster, timeout_s: float = 60.0) -> None:
     """All units of all simulators are free again, and no env runner's process is left."""
     wait_until(lambda: env_runner_processes(cluster) == [], timeout_s, "env runners gone")
 

@@ -24,7 +24,7 @@ KEY = "a-key-for-tests"
 NOTHING_REGISTERED = str(Path(tempfile.gettempdir(), "remoterl-tests-no-such-folder"))
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float = 30.0, what: str = "") -> Any:
+def wait_until(condition: Callable[[], Any], timeout_s: float = 60.0, what: str = "") -> Any:
     """Poll until the condition is true; returns its value."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
@@ -100,7 +100,7 @@ class Process:
     def output(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def wait_for(self, text: str, timeout_s: float = 90.0) -> None:
+    def wait_for(self, text: str, timeout_s: float = 120.0) -> None:
         def there() -> bool:
             if text in self.output:
                 return True
@@ -117,7 +117,7 @@ class Process:
         except psutil.NoSuchProcess:
             return []
 
-    def end(self, number: int = signal.SIGINT, timeout_s: float = 30.0) -> int:
+    def end(self, number: int = signal.SIGINT, timeout_s: float = 60.0) -> int:
         """Signal it, wait for its end, and return its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
@@ -171,7 +171,7 @@ class Cluster:
         trees = [process for simulator in self.simulators.values() for process in simulator.tree()]
         for simulator in reversed(self.simulators.values()):
             simulator.end()
-        _, alive = psutil.wait_procs(trees, timeout=20)
+        _, alive = psutil.wait_procs(trees, timeout=60)
         shutil.rmtree(self.folder, ignore_errors=True)
         return alive
 

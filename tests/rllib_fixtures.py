@@ -79,4 +79,4 @@ def rllib_processes(cluster: Cluster) -> list[str]:
 
 
 def assert_no_rllib_left(cluster: Cluster) -> None:
-    wait_until(lambda: rllib_processes(cluster) == [], 40, f"env runners gone: {rllib_processes(cluster)}")
+    wait_until(lambda: rllib_processes(cluster) == [], 60, f"env runners gone: {rllib_processes(cluster)}")

@@ -120,7 +120,7 @@ class AutoscalingCluster:
         for node in self.nodes():
             node.send_signal(signal.SIGTERM)
         self.head.end()
-        _, alive = psutil.wait_procs(trees, timeout=30)
+        _, alive = psutil.wait_procs(trees, timeout=60)
         shutil.rmtree(self.folder, ignore_errors=True)
         return alive
 
@@ -173,7 +173,7 @@ def test_simulators_come_for_trainers_and_go_when_idle(autoscaling, caplog: pyte
     remoterl.shutdown()
     with capacity.connected(autoscaling.address, KEY, 30.0):
         # The nodes' `Simulator` actors ended with this trainer; those of now hear of the other's env runners.
-        wait_until(lambda: sum(one["env_runners"] for one in remoterl.describe()["trainers"]) == 2, 30)
+        wait_until(lambda: sum(one["env_runners"] for one in remoterl.describe()["trainers"]) == 2, 60)
         other.end(signal.SIGTERM)
         unused: list[int] = []
 

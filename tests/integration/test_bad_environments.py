@@ -294,7 +294,7 @@ def test_an_environment_that_ends_its_process(
     vec.close()
     if what == "crash":  # Python's own account of where it was arrives as what the environment prints does
         said: list[str] = []
-        wait_until(lambda: said.append(capfd.readouterr().err) or "in _crash" in "".join(said), 30, "the place")
+        wait_until(lambda: said.append(capfd.readouterr().err) or "in _crash" in "".join(said), 60, "the place")
         assert "Segmentation fault" in "".join(said)
 
 
@@ -320,7 +320,7 @@ def test_what_it_started_ends_with_it(trainer: Way, bystander: Bystander) -> Non
         else:
             current_session().give_up(victim)
         assert np.flatnonzero(vec.step(NOTHING)[3]).tolist() == BESIDE
-        _, alive = psutil.wait_procs(children, timeout=20)
+        _, alive = psutil.wait_procs(children, timeout=60)
         assert alive == [], end
         bystander.step(lost=BESIDE)
         bystander.vec.reset(seed=1)

@@ -30,7 +30,7 @@ def connected(request: pytest.FixtureRequest, cluster) -> Iterator[str]:
     """An open connection, so that each call does not make one."""
     with capacity.connected(cluster.address(request.param), KEY, 30.0):
         yield request.param
-        wait_until(lambda: remoterl.check(16), 30, "all units are free again")
+        wait_until(lambda: remoterl.check(16), 60, "all units are free again")
 
 
 def test_capacity_is_described_checked_reserved_and_released(connected: str) -> None:
@@ -45,7 +45,7 @@ def test_capacity_is_described_checked_reserved_and_released(connected: str) -> 
     assert remoterl.check(8, {"zone": "!b"}) and not remoterl.check(1, {"zone": "c"})
     reservation = remoterl.reserve(10, timeout_s=20.0)
     try:
-        wait_until(lambda: not remoterl.check(7), 10, "the units are held")
+        wait_until(lambda: not remoterl.check(7), 60, "the units are held")
         assert remoterl.check(6)
         with pytest.raises(CapacityError, match=r"7 env runners can't be reserved.* 6 free of 16"):
             remoterl.reserve(7, timeout_s=1.0)
@@ -79,7 +79,7 @@ def command_line(address: str, *words: str) -> subprocess.CompletedProcess[str]:
 
 def test_exit_codes_of_the_command_line(cluster) -> None:
     with capacity.connected(cluster.gcs_address, KEY, 30.0):
-        wait_until(lambda: remoterl.check(16), 30)
+        wait_until(lambda: remoterl.check(16), 60)
         reservation = remoterl.reserve(10, ttl_s=240.0, timeout_s=20.0)
         for words, code, said in [
             (["check", "7"], 1, "no"),
@@ -127,7 +127,7 @@ def test_another_process_takes_a_reservation(cluster, tmp_path: Path, kind: str)
 def test_a_reservation_outlives_its_creator_only_for_its_time(cluster) -> None:
     script = (
         "import os, signal, time, remoterl\n"
-        f"remoterl.reserve(9, ttl_s=8.0, address={cluster.client_address!r}, timeout_s=20.0)\n"
+        f"remoterl.reserve(9, ttl_s=15.0, address={cluster.client_address!r}, timeout_s=20.0)\n"
         "print(time.monotonic(), flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -138,9 +138,9 @@ def test_a_reservation_outlives_its_creator_only_for_its_time(cluster) -> None:
         assert done.returncode == -signal.SIGKILL
         since = float(done.stdout)  # the same clock for every process of a machine
         assert not remoterl.check(8) and remoterl.check(7)
-        assert time.monotonic() - since < 7
-        wait_until(lambda: remoterl.check(16), 30, "it ended")
-        assert 7 < time.monotonic() - since < 12
+        assert time.monotonic() - since < 14
+        wait_until(lambda: remoterl.check(16), 60, "it ended")
+        assert 14 < time.monotonic() - since < 30
 
 
 def test_two_trainers_never_share_a_unit(cluster) -> None:
@@ -153,7 +153,7 @@ def test_two_trainers_never_share_a_unit(cluster) -> None:
 
     # For the last two.
     with capacity.connected(cluster.gcs_address, KEY, 30.0):
-        wait_until(lambda: remoterl.check(16), 30)
+        wait_until(lambda: remoterl.check(16), 60)
         reservation = remoterl.reserve(14, ttl_s=600.0, timeout_s=20.0)
         free = {one["name"]: one["free_units"] for one in remoterl.describe()["simulators"]}
         assert sum(free.values()) == 2

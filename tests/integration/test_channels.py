@@ -126,7 +126,7 @@ def test_idle_env_runners_use_no_cpu(trainer: Way) -> None:
         time.sleep(1)
         return used() - before < 0.2
 
-    wait_until(is_idle, 30, "idle env runners")
+    wait_until(is_idle, 60, "idle env runners")
     vec.close()
 
 

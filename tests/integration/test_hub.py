@@ -101,7 +101,7 @@ def test_a_hub_a_simulator_and_a_trainer(tmp_path: Path, cluster) -> None:
     assert joined is None  # it waits for the hub to come back
     assert all(process.is_running() for process in bystanders)
     assert stopped.returncode == 0 and "is stopped" in stopped.stdout
-    _, alive = psutil.wait_procs(tree, timeout=15)
+    _, alive = psutil.wait_procs(tree, timeout=60)
     assert alive == []
     assert "No hub of yours" in remoterl_command("hub", "stop", **settings).stdout
 

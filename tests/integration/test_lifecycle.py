@@ -64,7 +64,7 @@ def test_everything_is_as_before_after_shutdown(cluster, kind: str) -> None:
     assert own_variables() == variables
     assert imported_earlier is gym.make and type(gym.make("CartPole-v1")).__name__ == "TimeLimit"
     assert_free(cluster)
-    _, alive = psutil.wait_procs(own_children(cluster) - children, timeout=15)
+    _, alive = psutil.wait_procs(own_children(cluster) - children, timeout=60)
     assert alive == []
 
 
@@ -230,7 +230,7 @@ def test_a_simulators_end_leaves_nothing_of_it_and_all_else(cluster, number: int
     assert any("raylet" in process.name() for process in tree)
     code = simulator.end(number)
     assert code == (0 if number == signal.SIGTERM else -signal.SIGKILL)
-    _, alive = psutil.wait_procs(tree, timeout=15)
+    _, alive = psutil.wait_procs(tree, timeout=60)
     assert alive == []
     del cluster.simulators["gamma"]
     for other in cluster.simulators.values():
@@ -311,7 +311,7 @@ def test_status(cluster) -> None:
         told = report()
         return told if [trainer["steps"] for trainer in told["trainers"]] == [10] else None
 
-    told = wait_until(counted, 30)
+    told = wait_until(counted, 60)
     assert [simulator["name"] for simulator in told["simulators"]] == ["alpha", "beta"]
     assert [len(simulator["env_runners"]) for simulator in told["simulators"]] == [2, 2]
     [trainer] = told["trainers"]

@@ -38,7 +38,7 @@ def test_sigterm_moves_its_rows(cluster: Cluster, way: Way) -> None:
         tree = gamma.tree()
         gamma.process.send_signal(signal.SIGTERM)
         env_runners = [process for process in tree if "EnvRunner" in " ".join(process.cmdline())]
-        psutil.wait_procs(env_runners, timeout=20)
+        psutil.wait_procs(env_runners, timeout=60)
         truncations = np.zeros(8, bool)
         for step in range(20):  # its env runners are gone, its node may be there still
             truncations |= vec.step(np.full(8, step))[3]
@@ -50,9 +50,9 @@ def test_sigterm_moves_its_rows(cluster: Cluster, way: Way) -> None:
                 assert list(book) == [(step + 1, step) for step in range(20)]
         vec.close()
         assert gamma.process.wait(30) == 0, gamma.output
-        _, alive = psutil.wait_procs(tree, timeout=10)
+        _, alive = psutil.wait_procs(tree, timeout=60)
         assert alive == []
-        wait_until(lambda: "gamma" not in {one["name"] for one in remoterl.describe()["simulators"]}, 20)
+        wait_until(lambda: "gamma" not in {one["name"] for one in remoterl.describe()["simulators"]}, 60)
     finally:
         remoterl.shutdown()
         gamma.end()
@@ -78,7 +78,7 @@ def test_rows_double_up_and_then_there_is_no_place(cluster: Cluster) -> None:
         assert vec._core.places() == {"gamma": [0, 1, 2, 3]}
         assert delta.process.poll() is None
         delta.end(signal.SIGTERM)
-        wait_until(lambda: [one["restarts"] for one in remoterl.describe()["trainers"]] == [1], 20)
+        wait_until(lambda: [one["restarts"] for one in remoterl.describe()["trainers"]] == [1], 60)
         assert [len(book) for book in vec.get_attr("book")] == [0 if row in lost else 2 for row in range(4)]
         gamma.end(signal.SIGTERM)
         with pytest.raises(EnvRunnerLostError, match="No other had a free env runner within restart_timeout_s=6"):

@@ -133,7 +133,7 @@ def test_next_step(mortal: Way, class_name: str, when: str) -> None:
     def told_restarts() -> list[int]:
         return [trainer["restarts"] for trainer in remoterl.describe()["trainers"]]
 
-    wait_until(lambda: told_restarts() == [restarts + 1], 20, "the new env runner tells of one more restart")
+    wait_until(lambda: told_restarts() == [restarts + 1], 60, "the new env runner tells of one more restart")
     vec.close()
 
 
@@ -305,7 +305,7 @@ def test_a_simulator_is_killed(cluster: Cluster, mortal: Way) -> None:
         tree = gamma.tree()
         assert {pid for row in lost for pid in parents.get_attr("children")[row]} <= {one.pid for one in tree}
         gamma.process.kill()
-        _, alive = psutil.wait_procs(tree, timeout=30)  # its node ends with it, env runners and all
+        _, alive = psutil.wait_procs(tree, timeout=60)  # its node ends with it, env runners and all
         assert alive == []
         truncations = np.zeros(ROWS, bool)
         for step in range(1, 4):

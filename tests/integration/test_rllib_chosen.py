@@ -129,4 +129,4 @@ def test_a_reservation(rllib_cluster: Cluster, node_names: Any, kind: str) -> No
     finally:
         remoterl.shutdown()
     assert_no_rllib_left(rllib_cluster)
-    wait_until(lambda: remoterl.check(8, address=address, api_key=KEY), 30, "all units are free again")
+    wait_until(lambda: remoterl.check(8, address=address, api_key=KEY), 60, "all units are free again")

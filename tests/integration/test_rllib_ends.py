@@ -146,7 +146,7 @@ def fresh() -> dict[str, Any]:
 
 def assert_all_free(cluster: Cluster, kind: str) -> None:
     assert_no_rllib_left(cluster)
-    wait_until(lambda: remoterl.check(8, address=cluster.address(kind), api_key=KEY), 40, "all units are free")
+    wait_until(lambda: remoterl.check(8, address=cluster.address(kind), api_key=KEY), 60, "all units are free")
 
 
 @pytest.mark.parametrize(("kind", "arguments"), [("driver", ["exception"]), ("client", ["end", "late"])])
@@ -207,7 +207,7 @@ def test_a_simulator_is_killed_in_mid_training(rllib_cluster: Cluster, node_name
         assert algo.env_runner_group.num_healthy_remote_workers() == 4
         assert set(node_names(where(algo))) == {"alpha", "beta"}
         gamma.process.wait()
-        wait_until(lambda: not any(lives(process) for process in tree), 20, "gamma's processes")
+        wait_until(lambda: not any(lives(process) for process in tree), 60, "gamma's processes")
         algo.stop()
     finally:
         remoterl.shutdown()

@@ -134,4 +134,4 @@ def test_a_private_cluster(tmp_path: Path) -> None:
     [(holds, places)] = re.findall(r"HOLDS (.*) PLACES (.*)", done.stdout)
     assert set(ast.literal_eval(places)) == {name for name, units in ast.literal_eval(holds).items() if units}
     assert len(ast.literal_eval(places)) == 2
-    wait_until(lambda: inheriting(str(tmp_path)) == [], 30, "the private cluster's processes")
+    wait_until(lambda: inheriting(str(tmp_path)) == [], 60, "the private cluster's processes")

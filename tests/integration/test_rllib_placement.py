@@ -55,7 +55,7 @@ def test_build_algo_spreads_training_and_evaluation(rllib_session: str, node_nam
     assert result["env_runners"]["num_env_steps_sampled_lifetime"] >= 128
     assert result["evaluation"]["env_runners"]["num_episodes"] > 0
     algo.stop()
-    wait_until(lambda: free_units() == 8, 20, "units free after algo.stop()")
+    wait_until(lambda: free_units() == 8, 60, "units free after algo.stop()")
     after = config.to_dict()
     assert {name for name in before if before[name] != after[name]} == set()
     env = gym.make("CartPole-v1")  # the session is open, and takes env runners of its own again

@@ -96,7 +96,7 @@ def assert_free_and_open() -> None:
     assert type(env).__name__ == "RemoteEnv"
     env.close()
     with backend().room_for({"env_runner": 8}, "nothing"):
-        wait_until(lambda: free_units() == 8, 10, "units free after the last trial")
+        wait_until(lambda: free_units() == 8, 60, "units free after the last trial")
 
 
 @in_cluster_only

@@ -30,7 +30,7 @@ def key_of_the_readme(tmp_path_factory: pytest.TempPathFactory):
     yield {"client": client, "driver": gcs, "processes": [hub, second]}
     trees = [process for simulator in (hub, second) for process in simulator.tree()]
     assert [second.end(), hub.end()] == [0, 0]
-    _, alive = psutil.wait_procs(trees, timeout=20)
+    _, alive = psutil.wait_procs(trees, timeout=60)
     assert alive == []
 
 
@@ -85,7 +85,7 @@ def test_local_needs_no_cluster(tmp_path: Path) -> None:
     done = run_python(EXAMPLES / "gymnasium_random.py", REMOTERL_ADDRESS="local", TESTED_BY=mark)
     assert done.returncode == 0, done.stderr
     assert "episodes in 1600 remote steps" in done.stdout
-    wait_until(lambda: inheriting(mark) == [], 20, "Ray's processes")
+    wait_until(lambda: inheriting(mark) == [], 60, "Ray's processes")
 
 
 @pytest.mark.long

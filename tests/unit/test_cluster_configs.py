@@ -120,13 +120,13 @@ def test_a_simulator_on_premises_takes_along_what_its_node_leaves(tmp_path: Path
     environ = {"HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}", "RAY_HEAD_IP": "10.0.0.1"}
     (tmp_path / ".remoterl-register").touch()
     subprocess.run(["bash", "-c", start], env=environ, check=True, timeout=20)
-    wait_until((tmp_path / "said").exists, 20)
+    wait_until((tmp_path / "said").exists, 60)
     pid, *arguments = (tmp_path / "said").read_text().splitlines()
     assert arguments == [
         "start", "--block", "--address=10.0.0.1:6379", "--disable-usage-stats", "--num-cpus=0",
         '--resources={"env_runner": 8}', "--labels=pool=cpu",
     ]  # fmt: skip
-    wait_until(lambda: not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == "zombie", 20)
+    wait_until(lambda: not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == "zombie", 60)
 
 
 @pytest.mark.parametrize("name", CLOUDS)

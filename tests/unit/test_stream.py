@@ -142,7 +142,7 @@ def test_idle_connections_are_few_and_the_rest_is_turned_away(listener: StreamLi
         assert one_more.recv(1) == b""  # closed at once, without a word
         for connected in idle:
             connected.close()
-    wait_until(lambda: _reached(offer), 10)
+    wait_until(lambda: _reached(offer), 60)
 
 
 def _reached(offer: m.StreamOffer) -> bool:
