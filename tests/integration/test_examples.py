@@ -57,7 +57,7 @@ def scores(folder: Path) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("example", "steps", "num_envs"),
     [
-        ("sb3_halfcheetah.py", 1200, 2),
+        ("sb3_halfcheetah.py", 2000, 2),
         ("sb3_minigrid.py", 1024, 4),  # pixels, by wrappers that the trainer ships
     ],
 )
