@@ -184,9 +184,11 @@ def describe(
         RemoteRLError: the hub can't be reached within `timeout_s`.
     """
     from remoterl import capacity
+    from remoterl.labels import check_selector
 
+    selector = check_selector(labels)
     with capacity.connected(address, api_key, timeout_s):
-        return capacity.describe(labels, timeout_s)
+        return capacity.describe(selector, timeout_s)
 
 
 def check(
@@ -203,9 +205,12 @@ def check(
         RemoteRLError: as `describe`, and the others that it names.
     """
     from remoterl import capacity
+    from remoterl.config import positive_int
+    from remoterl.labels import check_selector
 
+    wanted, selector = positive_int("num_env_runners", num_env_runners), check_selector(labels)
     with capacity.connected(address, api_key, timeout_s):
-        return capacity.check(num_env_runners, labels, timeout_s)
+        return capacity.check(wanted, selector, timeout_s)
 
 
 def reserve(
@@ -231,9 +236,13 @@ def reserve(
         CapacityError: the units were not free within `timeout_s`; the message says how many are. Else as `describe`.
     """
     from remoterl import capacity
+    from remoterl.config import positive_int, positive_number
+    from remoterl.labels import check_selector
 
+    wanted, selector = positive_int("num_env_runners", num_env_runners), check_selector(labels)
+    ttl_s = positive_number("ttl_s", ttl_s)
     with capacity.connected(address, api_key, timeout_s):
-        return capacity.reserve(num_env_runners, labels, ttl_s, timeout_s)
+        return capacity.reserve(wanted, selector, ttl_s, timeout_s)
 
 
 def release(
@@ -253,8 +262,9 @@ def release(
     """
     from remoterl import capacity
 
+    reservation_id = capacity.id_of(reservation)
     with capacity.connected(address, api_key, timeout_s):
-        return capacity.release(reservation)
+        return capacity.release(reservation_id)
 
 
 def __getattr__(name: str) -> Any:

@@ -21,9 +21,8 @@ from remoterl.actors import directory
 from remoterl.actors import simulator as simulators_view
 from remoterl.actors.reservations import Reservations, make_group, remove_group
 from remoterl.cluster.connection import connect
-from remoterl.config import find_address, find_api_key, positive_int, positive_number
+from remoterl.config import find_address, find_api_key, positive_number
 from remoterl.errors import CapacityError, ConfigurationError, RemoteRLError, VersionMismatchError
-from remoterl.labels import check_selector
 
 RETRY_PERIOD_S = 0.5
 PROGRESS_PERIOD_S = 10.0
@@ -57,10 +56,9 @@ def connected(address: str | None, api_key: str | None, timeout_s: float) -> Ite
         connection.close()
 
 
-def describe(labels: Mapping[str, str] | None, timeout_s: float) -> dict[str, Any]:
+def describe(selector: Mapping[str, str], timeout_s: float) -> dict[str, Any]:
     """See `remoterl.describe`. It makes no `Simulator` actor: with one, an idle node is not idle to an autoscaler."""
     deadline = time.monotonic() + timeout_s
-    selector = check_selector(labels)
     simulators = directory.find_simulators(deadline, create=False, labels=selector)
     unused = directory.unused_nodes(selector)
     known = {*(simulator.node_id for simulator in simulators), *(node["NodeID"] for node in unused)}
@@ -68,22 +66,17 @@ def describe(labels: Mapping[str, str] | None, timeout_s: float) -> dict[str, An
     return summarize(simulators, unused, silent, free_units(simulators, deadline, unused))
 
 
-def check(num_env_runners: int, labels: Mapping[str, str] | None, timeout_s: float) -> bool:
+def check(wanted: int, selector: Mapping[str, str], timeout_s: float) -> bool:
     """See `remoterl.check`."""
-    wanted = positive_int("num_env_runners", num_env_runners)
     deadline = time.monotonic() + timeout_s
-    selector = check_selector(labels)
     simulators = directory.find_simulators(deadline, create=False, labels=selector)
     return sum(free_units(simulators, deadline, directory.unused_nodes(selector)).values()) >= wanted
 
 
-def reserve(num_env_runners: int, labels: Mapping[str, str] | None, ttl_s: float, timeout_s: float) -> m.Reservation:
+def reserve(wanted: int, selector: Mapping[str, str], ttl_s: float, timeout_s: float) -> m.Reservation:
     """See `remoterl.reserve`."""
     import ray
 
-    wanted = positive_int("num_env_runners", num_env_runners)
-    selector = check_selector(labels)
-    ttl_s = positive_number("ttl_s", ttl_s)
     keeper = _keeper()
     reservation_id = ray.get(keeper.reserve.remote(wanted, selector, ttl_s, timeout_s))
     if reservation_id is None:
@@ -97,14 +90,14 @@ def reserve(num_env_runners: int, labels: Mapping[str, str] | None, ttl_s: float
             + f" have {free} free of {total}, and that did not change within {timeout_s:g} s. Ask for fewer, end "
             "another trainer, or start another simulator (`remoterl simulate`)."
         )
-    return m.Reservation(reservation_id, wanted, selector, ttl_s)
+    return m.Reservation(reservation_id, wanted, dict(selector), ttl_s)
 
 
-def release(reservation: m.Reservation | str) -> bool:
+def release(reservation_id: str) -> bool:
     """See `remoterl.release`."""
     import ray
 
-    return ray.get(_keeper().release.remote(_id(reservation)))
+    return ray.get(_keeper().release.remote(reservation_id))
 
 
 # ---- what a session holds ------------------------------------------------------------------------------------
@@ -277,7 +270,12 @@ def _keeper() -> Any:
     return keeper
 
 
-def _id(reservation: m.Reservation | str) -> str:
+def id_of(reservation: m.Reservation | str) -> str:
+    """A reservation's id, whichever was given.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
     text = getattr(reservation, "id", reservation)
     if not isinstance(text, str):
         raise ConfigurationError(f"a reservation or its id was expected, got {type(reservation).__name__}.")

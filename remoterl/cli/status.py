@@ -18,12 +18,11 @@ def status(
     timeout: Timeout = 10.0,
 ) -> None:
     """Show simulators, their env runners, and trainers."""
-    from remoterl import capacity
+    import remoterl
     from remoterl.labels import parse_options
 
     logging.getLogger("ray").setLevel(logging.WARNING)
-    with capacity.connected(address, None, timeout):
-        report = capacity.describe(parse_options(label), timeout)
+    report = remoterl.describe(parse_options(label), address=address, timeout_s=timeout)
     if as_json:
         print(json.dumps(report, indent=2))
     else:

@@ -143,3 +143,19 @@ def test_numbers_of_numpy_are_numbers() -> None:
 def test_shutdown_before_init_is_harmless() -> None:
     remoterl.shutdown()
     remoterl.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        ("describe", ({"zone": "in(a"},)),
+        ("check", (0,)),
+        ("check", (1, {"zone": 3})),
+        ("reserve", (2.5,)),
+        ("reserve", (1, None, 0)),
+        ("release", (3,)),
+    ],
+)
+def test_wrong_arguments_of_capacity_connect_to_nothing(function: str, arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(ConfigurationError):
+        getattr(remoterl, function)(*arguments, address="192.0.2.1:6379", timeout_s=600.0)
