@@ -1,8 +1,8 @@
 """All tests, as two pytest processes at the same time: `make test`. Arguments are both processes' own.
 
-The second's tests wait for most of their time, for Ray to notice, to give up or to start; what they print appears when
-the others have ended. It has a network of its own: two hubs of Ray on one may give out the same port at one moment.
-Where such a network can't be made (it takes root, on Linux), one process runs all tests.
+What the second's tests print appears when the others have ended. It has a network of its own: two hubs of Ray on one
+may give out the same port at one moment. Where such a network can't be made (it takes root, on Linux), one process runs
+all tests.
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ import machines
 from processes import ROOT
 from ray.util import get_node_ip_address
 
+# Those that need RLlib's cluster, and many that make their own: a cluster that nobody uses costs a tenth of a core, so
+# each process has one for most of its time.
 BESIDE = [
     "tests/faults",
-    *(
-        f"tests/integration/test_{name}.py"
-        for name in (
-            "ray_up", "autoscaling", "capacity", "recovery", "lifecycle", "bad_environments", "hub", "membership",
-            "who_may_connect", "scripts", "run", "examples", "train",
-        )
-    ),
-]  # fmt: skip
+    "tests/integration/test_ray_up.py",
+    "tests/integration/test_autoscaling.py",
+    *(f"tests/integration/test_rllib_{name}.py" for name in ("ends", "placement", "examples", "tune", "chosen")),
+    "tests/integration/test_examples.py::test_pong_learns_as_in_sub_processes",
+]
 OWN_NETWORK = """
 ip link set lo up
 ip link add eth0 type veth peer name eth1
@@ -63,9 +62,8 @@ def main(arguments: list[str]) -> int:
             cwd=ROOT, env={**os.environ, "PATH": machines.PATH}, stdin=subprocess.DEVNULL, stdout=output,
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
-    others = subprocess.Popen(
-        [*pytest, *(f"--ignore={path}" for path in BESIDE)], cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True
-    )
+    left_out = [f"--{'deselect' if '::' in one else 'ignore'}={one}" for one in BESIDE]
+    others = subprocess.Popen([*pytest, *left_out], cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         others.wait()
         print("\nThe tests beside these:", flush=True)

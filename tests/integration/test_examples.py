@@ -58,7 +58,7 @@ def scores(folder: Path) -> list[tuple[str, str]]:
     ("example", "steps", "num_envs"),
     [
         ("sb3_halfcheetah.py", 2000, 2),
-        ("sb3_minigrid.py", 1024, 4),  # pixels, by wrappers that the trainer ships
+        ("sb3_minigrid.py", 2048, 4),  # pixels, by wrappers that the trainer ships
     ],
 )
 def test_it_learns_as_in_process(cluster: Cluster, tmp_path: Path, example: str, steps: int, num_envs: int) -> None:
@@ -73,10 +73,10 @@ def test_it_learns_as_in_process(cluster: Cluster, tmp_path: Path, example: str,
 @pytest.mark.long
 def test_pong_learns_as_in_sub_processes(rllib_cluster: Cluster, tmp_path: Path) -> None:
     """On simulators with Stable-Baselines3."""
-    small = ["--timesteps", "768", "--num-envs", "2", "--episodes", "1"]
+    small = ["--timesteps", "2048", "--num-envs", "2", "--episodes", "1"]
     output = run(rllib_cluster, "sb3_pong.py", *small, "--output", str(tmp_path / "remote"))
     run(rllib_cluster, "sb3_pong.py", *small, "--output", str(tmp_path / "here"), "--where", "subprocesses")
-    [(final, _)] = re.findall(rf"Mean score {NUMBER} \+- {NUMBER} after 768 steps", output)
+    [(final, _)] = re.findall(rf"Mean score {NUMBER} \+- {NUMBER} after 2048 steps", output)
     assert -21 <= float(final) < 0
     assert scores(tmp_path / "remote") == scores(tmp_path / "here") != []
 
