@@ -60,7 +60,7 @@ HARMLESS = {
     "returns an observation outside its space": "return_outside",
     "returns an observation of another dtype that can be cast": "return_small_integers",
     "returns an info of 30 MB": "return_a_huge_info",
-    "prints megabytes": "print",
+    "prints megabytes": "print_megabytes",
     "changes to a folder that is then removed": "lose_its_folder",
     "leaves threads": "leave_threads",
     "ignores signals": "take_signals",

@@ -149,6 +149,13 @@ class Fleet:
         labels = self._config.labels
         if self._last_failure:
             logger.error("No env runner could be started; the last one failed with: %s", self._last_failure)
+        elif simulators and (free := sum(capacity.free_units(simulators, time.monotonic() + PING_S).values())):
+            logger.error(
+                "No env runner came up in time, although %d units of the %d simulators are free: its process starts "
+                "too slowly, or not at all. Look at the simulators' output, and give init() a longer timeout_s.",
+                free,
+                len(simulators),
+            )
         elif simulators:
             logger.error(
                 "All env runners of the %d simulators are taken; start another simulator, or end another trainer.",

@@ -161,10 +161,14 @@ class BadEnv(LedgerEnv):
 
     def _print(self) -> None:
         for stream in (sys.stdout, sys.stderr):
+            never_said = "".join(random.choices(string.ascii_lowercase, k=20))  # Ray keeps what resembles what was
+            print(never_said, "the arm hit the table", file=stream, flush=True)
+
+    def _print_megabytes(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
             for line in range(10_000):
                 print(f"{line:06} the arm hit the table", "and again, " * 10, file=stream)
-            never_said = "".join(random.choices(string.ascii_lowercase, k=20))  # Ray keeps what resembles what was
-            print("x" * MEGABYTE, never_said, "the last word", file=stream, flush=True)
+            print("x" * MEGABYTE, file=stream, flush=True)
 
     def _lose_its_folder(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
