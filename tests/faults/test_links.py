@@ -240,5 +240,5 @@ def kill_the_hub(premises: Premises) -> float:
     killed = time.monotonic()
     for process in hubs:
         process.kill()
-    psutil.wait_procs(hubs, timeout=60)
+    psutil.wait_procs(hubs, timeout=10)
     return killed
