@@ -24,6 +24,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
+from remoterl.actors.monitor import require_gymnasium_env
 from remoterl.actors.registry import portable_spec
 from remoterl.messages import (
     InfoTable,
@@ -295,7 +296,7 @@ class StableBaselinesRows(Rows):
     """Rows of an SB3 `DummyVecEnv` (values are written into buffers) or `SubprocVecEnv` (values are stacked)."""
 
     def __init__(self, factories: Sequence[Callable[[], Any]], row_numbers: Sequence[int], buffers: bool) -> None:
-        super().__init__(factories, row_numbers)
+        super().__init__([_of_gymnasium(factory) for factory in factories], row_numbers)
         self._buffers = buffers
         self._space = self.envs[0].observation_space
         self._batches: dict[Any, np.ndarray] = {}  # written anew at each step: a reply is sent before the next one
@@ -483,6 +484,11 @@ def row_error(row: int, env: str, error: BaseException) -> RowError:
         message=message,
         traceback="".join(traceback.format_exception(error)),
     )
+
+
+def _of_gymnasium(factory: Callable[[], Any]) -> Callable[[], gymnasium.Env]:
+    """Stable-Baselines3's classes take nothing else, whether `make_vec_env` called them or the script."""
+    return lambda: require_gymnasium_env(factory())
 
 
 def _made(factory: Callable[[], Any]) -> Any:

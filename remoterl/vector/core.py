@@ -7,6 +7,7 @@ runner is lost, its rows are made anew on another one, and the trainer is told o
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import pickle
 import time
@@ -166,7 +167,8 @@ class VectorCore:
         try:
             core.opened = core.gather(core.scatter(requests))
         except BaseException:
-            core.close()
+            with contextlib.suppress(Exception):  # the first error is the cause
+                core.close()
             raise
         return core
 

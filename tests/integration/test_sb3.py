@@ -156,3 +156,15 @@ def test_an_unknown_start_method(trainer: Way) -> None:
         SubprocVecEnv([envs.CountingEnv], start_method="illegal")
     with pytest.raises(ValueError, match="cannot find context for 'illegal'"):
         gym.vector.AsyncVectorEnv([envs.CountingEnv], context="illegal")
+
+
+class NoEnvironment:
+    observation_space = action_space = gym.spaces.Discrete(2)
+
+
+def test_what_is_no_environment_of_gymnasiums(trainer: Way) -> None:
+    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+
+    for vec_env_class in (DummyVecEnv, SubprocVecEnv):
+        with pytest.raises(ValueError, match="NoEnvironment'>, not a Gymnasium environment"):
+            vec_env_class([NoEnvironment])
