@@ -6,6 +6,7 @@ in every one of them, Ray Client with streams and in-cluster with actor calls, a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -239,6 +240,7 @@ def kill_the_hub(premises: Premises) -> float:
     hubs = premises.network.processes(premises.hub_host)
     killed = time.monotonic()
     for process in hubs:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # some end with those before them
+            process.kill()
     psutil.wait_procs(hubs, timeout=10)
     return killed
