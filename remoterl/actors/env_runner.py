@@ -151,7 +151,8 @@ class EnvRunner:
     def _open(self, request: m.OpenRows) -> m.RowsOpened:
         self._trainer = dataclasses.replace(self._trainer, restarts=request.restarts)
         registry.add_specs(request.specs, self._own_ids)
-        rows = open_rows(request.semantics, request.factories, request.rows, request.autoreset_mode)
+        with registry.may_register_again():
+            rows = open_rows(request.semantics, request.factories, request.rows, request.autoreset_mode)
         self._rows[request.vector_id] = rows
         return rows.describe()
 

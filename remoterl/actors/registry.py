@@ -14,7 +14,8 @@ import os
 import pickle
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -193,9 +194,7 @@ def add_specs(data: bytes, own: frozenset[str]) -> None:
     """Register in an env runner what the trainer mirrored, but never over the simulator's own (`own`)."""
     if not data:
         return
-    with warnings.catch_warnings():
-        # To load one id may import its package, which registers all of its ids once more.
-        warnings.filterwarnings("ignore", message=".*Overriding environment")
+    with may_register_again():
         for env_id, spec in pickle.loads(data).items():
             if env_id in own:
                 continue
@@ -204,6 +203,14 @@ def add_specs(data: bytes, own: frozenset[str]) -> None:
             except Exception as error:  # a package that is not here; it matters only to who makes this id
                 logger.debug("the trainer's %s can't be loaded here: %s", env_id, error)
                 registry[env_id] = EnvSpec(env_id, entry_point=_Unloadable(env_id, str(error)))
+
+
+@contextmanager
+def may_register_again() -> Iterator[None]:
+    """To load or make an environment may import its package, which registers all of its ids: here, once more."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Overriding environment")
+        yield
 
 
 class _Unloadable:

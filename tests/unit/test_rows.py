@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import comparing
 import envs
+import gymnasium
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
@@ -49,6 +50,20 @@ def test_every_row_that_raises_is_told(runner: EnvRunner) -> None:
     reply = ask(runner, m.ResetRows(1, (None,) * 3, None, None))
     assert isinstance(reply, m.RowsFailed)
     assert [(error.row, error.type_name) for error in reply.errors] == [(5, "ValueError"), (6, "KeyError")]
+
+
+def test_a_package_may_register_what_the_trainer_mirrored(runner: EnvRunner, recwarn: pytest.WarningsRecorder) -> None:
+    """As ale_py does, which registers its 176 ids when a row imports it."""
+
+    def making_imports_its_package() -> envs.CountingEnv:
+        gymnasium.register("Mirrored-v0", entry_point=envs.CountingEnv)
+        return envs.CountingEnv()
+
+    try:
+        opened(runner, [making_imports_its_package] * 2)
+    finally:
+        gymnasium.registry.pop("Mirrored-v0")
+    assert not recwarn.list
 
 
 def test_spaces_that_differ_are_told_for_each_row(runner: EnvRunner) -> None:
