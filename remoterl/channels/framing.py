@@ -50,6 +50,7 @@ class FrameSocket:
         self._view = memoryview(self._small)
         self._start = self._end = 0  # what of `_small` is received and not yet read
         self._large: _LargeFrame | None = None
+        self.receives_large = False  # was the last message one that the other end can't send unless it is read?
 
     # ---- sending ---------------------------------------------------------------------------------------------
 
@@ -120,6 +121,7 @@ class FrameSocket:
                 if not self._large.fill(self._receive_into):
                     return None
                 large, self._large = self._large, None
+                self.receives_large = True
                 message = self._decode(large.layout, large.pickled, large.body)
             elif self._end - self._start < PREFIX.size:
                 if not self._receive_more():
@@ -143,6 +145,7 @@ class FrameSocket:
                 pickled = self._view[self._start + PREFIX.size : body_start]
                 body = bytearray(self._view[body_start : self._start + size])
                 self._start += size
+                self.receives_large = False
                 message = self._decode(layout, pickled, body)
             if message is not None:
                 return message

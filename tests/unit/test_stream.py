@@ -45,7 +45,7 @@ class Server:
     """
 
     def __init__(self, streams: Streams, way: str) -> None:
-        self._streams = streams
+        self.streams = streams
         self._way = way
         self._threads: list[threading.Thread] = []
         self.channels: list[StreamChannel] = []
@@ -59,7 +59,7 @@ class Server:
         arguments = (listener.accepted(5), runner._answer, runner._unpicklable)
         self._threads.append(threading.Thread(target=serve, args=arguments))
         self._threads[-1].start()
-        self.channels.append(StreamChannel(connected, self._streams, f"env runner {len(self.channels)}"))
+        self.channels.append(StreamChannel(connected, self.streams, f"env runner {len(self.channels)}"))
         return self.channels[-1]
 
     def close(self) -> None:
@@ -357,6 +357,35 @@ def test_many_threads(server: Server) -> None:
     assert failures == []
 
 
+def test_who_awaits_several_holds_up_nobody(server: Server, tmp_path: Path) -> None:
+    """While it sleeps until the last of its replies is there, others get theirs."""
+    go = str(tmp_path / "go")
+
+    class Waiting(envs.CountingEnv):
+        def step(self, action: int) -> Any:
+            wait_until(Path(go).exists, 60, "the test says go")
+            return super().step(action)
+
+    first, last = channels = [server.open() for _ in range(2)]
+    open_rows(first, 1, envs.CountingEnv, rows=1)
+    open_rows(first, 2, envs.CountingEnv, rows=1)
+    open_rows(last, 1, Waiting, rows=1)
+    replies: list[Any] = []
+
+    def work() -> None:
+        tickets = [channel.send(m.StepRows(1, np.array([2]))) for channel in channels]
+        replies.extend(StreamChannel.receive_all(channels, tickets, 60))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    wait_until(lambda: server.streams._hears_one, 60, "the other thread sleeps")
+    assert ask(first, m.StepRows(2, np.array([1])), 60).rewards.tolist() == [1]
+    assert replies == []
+    Path(go).touch()
+    thread.join(60)
+    assert [reply.rewards.tolist() for reply in replies] == [[2], [2]]
+
+
 @pytest.mark.parametrize("how", ["interrupt", "close"])
 def test_everybody_who_waits_hears_that_the_peer_is_gone(server: Server, how: str) -> None:
     class Hanging(envs.CountingEnv):
@@ -369,6 +398,8 @@ def test_everybody_who_waits_hears_that_the_peer_is_gone(server: Server, how: st
     open_rows(other, 1, envs.CountingEnv, rows=1)
     ticket, second = (channel.send(m.StepRows(1, np.array([1]))) for _ in range(2))
     threading.Timer(0.1, getattr(channel, how)).start()
+    alive, gone = StreamChannel.receive_all([other, channel], [other.send(m.StepRows(1, np.array([2]))), second], 20)
+    assert alive.rewards.tolist() == [2] and isinstance(gone, EnvRunnerLostError)
     for waiting in (ticket, second):
         with pytest.raises(EnvRunnerLostError, match="env runner 0"):
             channel.receive(waiting, 20)
