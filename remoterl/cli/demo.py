@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -45,7 +45,10 @@ def demo(
 
 @contextmanager
 def private_cluster(console: Any, simulators: int = 2) -> Iterator[str]:
-    """Start simulator processes with a cluster of their own; yields its address, ends every one of them."""
+    """Start simulator processes with a cluster of their own; yields its address, ends every one of them.
+
+    Also where this process is told to end (SIGTERM) or interrupted. Main thread only.
+    """
     from remoterl.cluster import auth
 
     key = auth.random_key()
@@ -55,6 +58,7 @@ def private_cluster(console: Any, simulators: int = 2) -> Iterator[str]:
         for name in ("REMOTERL_ADDRESS", "RAY_ADDRESS"):
             environment.pop(name, None)
         processes: list[subprocess.Popen[bytes]] = []
+        before_sigterm = signal.signal(signal.SIGTERM, _leave)
         try:
             with console.status("Starting a cluster with two simulators ..."):
                 address = None
@@ -87,6 +91,7 @@ def private_cluster(console: Any, simulators: int = 2) -> Iterator[str]:
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
+            signal.signal(signal.SIGTERM, before_sigterm)
             for name, value in before.items():
                 if value is None:
                     os.environ.pop(name, None)
@@ -102,6 +107,10 @@ def _wait_for_line(process: subprocess.Popen[bytes], log: Path, text: str) -> No
         time.sleep(0.1)
 
 
+def _leave(*_: Any) -> NoReturn:
+    sys.exit(128 + signal.SIGTERM)
+
+
 def _train(console: Any, address: str, output: Path, target: float, max_steps: int) -> bool:
     import logging
 
@@ -115,6 +124,7 @@ def _train(console: Any, address: str, output: Path, target: float, max_steps: i
     console.print(f"The hub is at {address}; this trainer joins it as an in-cluster driver.")
     if not remoterl.init(address=address, role="trainer", num_workers=1, num_env_runners=2):
         raise typer.Exit(1)
+    signal.signal(signal.SIGTERM, _leave)  # again: that of Ray, which aborts, took its place
     try:
         from stable_baselines3 import PPO
         from stable_baselines3.common.env_util import make_vec_env

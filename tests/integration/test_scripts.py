@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -108,6 +109,21 @@ def test_the_demo(tmp_path: Path) -> None:
     assert "run on simulator-1" in done.stdout and "run on simulator-2" in done.stdout
     assert re.search(r"Solved: mean return 1\d\d", done.stdout) and "steps/s" in done.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_demo_that_is_told_to_end_leaves_nothing(tmp_path: Path) -> None:
+    import subprocess
+
+    mark = str(tmp_path)
+    with open(tmp_path / "output", "w+") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "remoterl", "demo", "--target", "1000", "--output", str(tmp_path / "curve.png")],
+            env=clean_environment(TESTED_BY=mark), stdout=output, stderr=subprocess.STDOUT, cwd=tmp_path,
+        )  # fmt: skip
+        wait_until(lambda: "run on simulator-2" in Path(output.name).read_text(), 120, "the demo trains")
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM, Path(output.name).read_text()
+    wait_until(lambda: inheriting(mark) == [], 60, "Ray's processes")
 
 
 def test_the_command_line_explains_its_errors(cluster, tmp_path: Path) -> None:
