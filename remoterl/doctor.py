@@ -123,12 +123,12 @@ def _examine_cluster(address: Address, env_id: str | None, timeout_s: float, cha
     )
     nodes += [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in simulators]
     examiners = [_examiner(node) for node in nodes]
-    looks: list[_Look] = []
+    looks: list[Look] = []
     for node, examiner in zip(nodes, examiners, strict=True):
         name = directory.name_of(node)
         try:
             if node["NodeID"] in simulators:
-                look = _Look(name, examiner, free[node["NodeID"]])
+                look = Look(name, examiner, free[node["NodeID"]], node["NodeManagerAddress"])
                 yield from _examine_simulator(look, env_id, channel)
                 looks.append(look)
             else:
@@ -156,12 +156,13 @@ def _judge_capacity(free: int, total: int, num_simulators: int, is_autoscaling: 
 
 
 @dataclasses.dataclass
-class _Look:
+class Look:
     """What was seen of a simulator, for what can only be said of all together."""
 
     name: str
     examiner: Any
     free_units: int
+    host: str  # its address: simulators may share a machine
     cores: int = 1
     made: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     round_trip_s: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of each channel that it has
@@ -188,7 +189,7 @@ def _silent(name: str, is_simulator: bool, error: Exception) -> Finding:
     )  # fmt: skip
 
 
-def _examine_simulator(look: _Look, env_id: str | None, channel: ChannelName) -> Iterator[Finding]:
+def _examine_simulator(look: Look, env_id: str | None, channel: ChannelName) -> Iterator[Finding]:
     import ray
 
     if not (yield from _examine_node(look.name, look.examiner)):
@@ -235,7 +236,7 @@ def _judge_clock(name: str, offset: float) -> Finding:
     )  # fmt: skip
 
 
-def _examine_channels(look: _Look, wanted: ChannelName) -> Iterator[Finding]:
+def _examine_channels(look: Look, wanted: ChannelName) -> Iterator[Finding]:
     import ray
 
     by_actor = _round_trip_s(ActorChannel(look.examiner, look.name))
@@ -287,7 +288,7 @@ def _made(name: str, env_id: str, made: Mapping[str, Any]) -> Finding:
     )  # fmt: skip
 
 
-def _compare(env_id: str, looks: Sequence[_Look]) -> Iterator[Finding]:
+def _compare(env_id: str, looks: Sequence[Look]) -> Iterator[Finding]:
     """What the simulators that can make it have in common, and numbers for all of them."""
     able = [look for look in looks if "step_s" in look.made]
     spaces: dict[str, list[str]] = {}
@@ -305,9 +306,17 @@ def _compare(env_id: str, looks: Sequence[_Look]) -> Iterator[Finding]:
                 max(look.made["step_s"] for look in able),
                 max(look.round_trip_s[channel] for look in able),
                 channel,
-                sum(min(look.free_units, look.cores) for look in able),
+                places(able),
             ),
         )  # fmt: skip
+
+
+def places(looks: Sequence[Look]) -> int:
+    """Free units that have a core each; simulators on one machine share its cores."""
+    units: dict[str, int] = {}
+    for look in looks:
+        units[look.host] = units.get(look.host, 0) + look.free_units
+    return sum(min(units[look.host], look.cores) for look in {look.host: look for look in looks}.values())
 
 
 def suggest(step_s: float, round_trip_s: float, channel: str, places: int) -> str:

@@ -9,7 +9,7 @@ import gymnasium as gym
 import pytest
 
 from remoterl.actors import examiner
-from remoterl.doctor import MANY_ROWS, suggest
+from remoterl.doctor import MANY_ROWS, Look, places, suggest
 
 
 class Sleeper(gym.Env):
@@ -57,3 +57,11 @@ def test_numbers_are_suggested(
     text = suggest(step_s, round_trip_s, "stream", places)
     assert re.match(rf"num_env_runners={env_runners} with {rows} rows ", text), text
     assert because in text and "by stream" in text
+
+
+def test_simulators_of_one_machine_share_its_cores() -> None:
+    def look(host: str, free_units: int, cores: int) -> Look:
+        return Look("a simulator", None, free_units, host, cores)
+
+    assert places([look("10.0.0.1", 32, 2), look("10.0.0.1", 32, 2)]) == 2
+    assert places([look("10.0.0.1", 1, 8), look("10.0.0.1", 3, 8), look("10.0.0.2", 32, 16)]) == 4 + 16
