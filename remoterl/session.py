@@ -36,7 +36,14 @@ from remoterl.actors.leash import Leash
 from remoterl.cluster.connection import Connection, connect
 from remoterl.cluster.watch import HubWatch
 from remoterl.config import TrainerConfig
-from remoterl.errors import CapacityError, EnvRunnerLostError, HubLostError, StepTimeoutError, UnknownEnvironmentError
+from remoterl.errors import (
+    CapacityError,
+    EnvRunnerLostError,
+    HubLostError,
+    RemoteRLError,
+    StepTimeoutError,
+    UnknownEnvironmentError,
+)
 from remoterl.fleet import Fleet, knows
 from remoterl.patches import backend as patches_backend
 from remoterl.patches import ray as ray_patches
@@ -368,6 +375,11 @@ class Session:
         known = sorted(frozenset(trainers_registry).union(*environments.values()))
         close = [name for name in difflib.get_close_matches(env_id, known, n=5, cutoff=0.4) if name != env_id]
         lacking = ", ".join(sorted(name for name, ids in environments.items() if not knows(ids, env_id)))
+        if simulators is None and (offering := self._offering_elsewhere(env_id)):
+            return UnknownEnvironmentError(
+                f"No environment {env_id!r} on {lacking}, where this session's env runners are. It is offered by "
+                f"{', '.join(offering)}: give init() labels that only simulators with it have, or more env runners."
+            )
         everyone = "" if simulators is None else " (RLlib's env runners may sit on any of them)"
         return UnknownEnvironmentError(
             f"No environment {env_id!r}: the simulators {lacking} lack it{everyone}, and the trainer has not "
@@ -375,6 +387,17 @@ class Session:
             + (f"The closest names: {', '.join(close)}. " if close else "")
             + "Register it in the simulator's script before init(), or in this script."
         )
+
+    def _offering_elsewhere(self, env_id: str) -> list[str]:
+        """Simulators without an env runner of this session that can make it."""
+        import ray
+
+        ours = {runner.simulator for runner in self.runners}
+        try:
+            everyone = directory.find_simulators(time.monotonic() + self._config.timeout_s, create=False)
+        except (RemoteRLError, ray.exceptions.RayError, ConnectionError):  # it only serves to say more
+            return []
+        return sorted(one.name for one in everyone if one.name not in ours and knows(one.info.environments, env_id))
 
     def _news_for(self, runner: RunnerLink) -> list[EnvSpec]:
         """The trainer's registrations that this env runner's simulator lacks and that it was not sent yet."""

@@ -40,6 +40,7 @@ def demo(
         raise typer.Exit(1) from None
     with private_cluster(console) as address:
         reached = _train(console, address, output, target, max_steps)
+    console.print("The hub and the simulators have ended.")
     raise typer.Exit(0 if reached else 1)
 
 
@@ -121,7 +122,8 @@ def _train(console: Any, address: str, output: Path, target: float, max_steps: i
 
     progress = TrainingProgress(console, "PPO on CartPole-v1", max_steps, target)
     logging.getLogger("ray").setLevel(logging.WARNING)
-    console.print(f"The hub is at {address}; this trainer joins it as an in-cluster driver.")
+    console.print(f"A private hub and two simulators are up at {address}. This trainer joins them.")
+    console.print(f"PPO learns CartPole-v1 until its mean return is {target:g}.")
     if not remoterl.init(address=address, role="trainer", num_workers=1, num_env_runners=2):
         raise typer.Exit(1)
     signal.signal(signal.SIGTERM, _leave)  # again: that of Ray, which aborts, took its place
@@ -143,5 +145,5 @@ def _train(console: Any, address: str, output: Path, target: float, max_steps: i
         remoterl.shutdown()
     progress.say(f"{progress.summary()}, learning included.")
     progress.plot(output, "PPO on CartPole-v1, 16 rows over two simulators")
-    progress.say(f"The learning curve is in {output}.")
+    progress.say(f"The learning curve is in {output.resolve()}.")
     return progress.reached

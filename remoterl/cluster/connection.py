@@ -130,10 +130,14 @@ def connect(
 
 def find_running(deadline: float) -> Address | None:
     """The hub of a Ray that runs on this machine, by Ray's own rules; looked for until `deadline`."""
+    said = False
     while True:
-        address = running_address()
-        if address is not None or time.monotonic() >= deadline:
+        address, left_s = running_address(), deadline - time.monotonic()
+        if address is not None or left_s <= 0:
             return address
+        if not said and left_s > 1:
+            said = True
+            logger.info("Waiting for a Ray on this machine, for %.0f s at most ...", left_s)
         time.sleep(probe.RETRY_PERIOD_S)
 
 

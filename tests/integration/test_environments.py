@@ -9,7 +9,7 @@ import envs
 import gymnasium as gym
 import numpy as np
 import pytest
-from processes import Way
+from processes import Cluster, Way
 
 from remoterl._process import current_session
 from remoterl.errors import UnknownEnvironmentError
@@ -83,6 +83,20 @@ def test_an_unknown_id_names_the_closest_and_who_was_asked(trainer: Way) -> None
             make("CartPol-v1")
         assert "alpha" in str(caught.value) and "beta" in str(caught.value)
         assert isinstance(caught.value, gym.error.Error)
+
+
+def test_an_id_that_another_simulator_offers(cluster: Cluster, trainer: Way) -> None:
+    """The session's env runners were placed before it came."""
+    from stable_baselines3.common.env_util import make_vec_env
+
+    gamma = cluster.add("gamma", "--register", "only_gamma")
+    try:
+        gamma.wait_for("is up")
+        for make, env_id in ((gym.make, "OnlyGamma-v0"), (make_vec_env, "OnlyGamma-v0"), (gym.make_vec, "OnlyGamma")):
+            with pytest.raises(UnknownEnvironmentError, match="on alpha, beta, .* is offered by gamma: .* labels"):
+                make(env_id)
+    finally:
+        gamma.end()
 
 
 def test_a_single_env_behaves_as_one(trainer: Way) -> None:

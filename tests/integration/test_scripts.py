@@ -16,8 +16,8 @@ EXAMPLES = ROOT / "examples"
 
 
 @pytest.fixture(scope="module")
-def key_of_the_readme(tmp_path_factory: pytest.TempPathFactory):
-    """A cluster whose key is the one that the README's scripts name: `simulator.py` twice, word for word."""
+def examples_cluster(tmp_path_factory: pytest.TempPathFactory):
+    """`simulator.py` twice, word for word, of which the first is the hub."""
     folder = str(tmp_path_factory.mktemp("hub", numbered=True))
     import tempfile
 
@@ -36,7 +36,7 @@ def key_of_the_readme(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.mark.long
-def test_the_trainer_of_the_readme_learns_cartpole(key_of_the_readme, tmp_path: Path) -> None:
+def test_the_trainer_of_the_readme_learns_cartpole(examples_cluster, tmp_path: Path) -> None:
     """Word for word, but for fewer steps and smaller rollouts, so that it learns within them."""
     script = (EXAMPLES / "sb3_cartpole.py").read_text()
     short = script.replace("100_000", "40_000").replace(
@@ -47,12 +47,12 @@ def test_the_trainer_of_the_readme_learns_cartpole(key_of_the_readme, tmp_path: 
     short = short.replace("remoterl.shutdown()", "print('PLACES', env._core.places())\nremoterl.shutdown()")
     path = tmp_path / "trainer.py"
     path.write_text(short)
-    done = run_python(path, timeout_s=280, REMOTERL_ADDRESS=key_of_the_readme["client"])
+    done = run_python(path, timeout_s=280, REMOTERL_ADDRESS=examples_cluster["client"])
     assert done.returncode == 0, done.stderr
     assert len(eval(done.stdout.split("PLACES")[1].strip())) == 2  # rows on both simulators
     returns = [float(value) for value in re.findall(r"ep_rew_mean\s*\|\s*([\d.e+]+)", done.stdout)]
     assert returns[0] < 60 and max(returns) > 100, returns
-    wait_until(lambda: not [p for s in key_of_the_readme["processes"] for p in s.tree() if _is_env_runner(p)])
+    wait_until(lambda: not [p for s in examples_cluster["processes"] for p in s.tree() if _is_env_runner(p)])
 
 
 def _is_env_runner(process: psutil.Process) -> bool:
@@ -62,15 +62,15 @@ def _is_env_runner(process: psutil.Process) -> bool:
         return False
 
 
-def test_the_trainer_of_the_readme_runs_word_for_word(key_of_the_readme, tmp_path: Path) -> None:
+def test_the_trainer_of_the_readme_runs_word_for_word(examples_cluster, tmp_path: Path) -> None:
     """The very file, stopped by Ctrl-C in mid-training."""
     import signal
 
-    environment = {"REMOTERL_ADDRESS": key_of_the_readme["driver"], "PYTHONUNBUFFERED": "1"}
+    environment = {"REMOTERL_ADDRESS": examples_cluster["driver"], "PYTHONUNBUFFERED": "1"}
     trainer = Process(sys.executable, str(EXAMPLES / "sb3_cartpole.py"), **environment)
     trainer.wait_for("total_timesteps", 120)
     assert trainer.end(signal.SIGINT) != 0
-    wait_until(lambda: not [p for s in key_of_the_readme["processes"] for p in s.tree() if _is_env_runner(p)])
+    wait_until(lambda: not [p for s in examples_cluster["processes"] for p in s.tree() if _is_env_runner(p)])
 
 
 @pytest.mark.parametrize("kind", ["client", "driver"])

@@ -17,7 +17,10 @@ NumEnvs = Annotated[
     int | None,
     typer.Option("--num-envs", min=1, help="Rows over all env runners. Default: two each.", show_default=False),
 ]
-Steps = Annotated[int, typer.Option("--steps", "--timesteps", min=1, help="Environment steps of all rows together.")]
+Steps = Annotated[
+    int,
+    typer.Option("--steps", "--timesteps", min=1, help="Environment steps of all rows together, in whole rollouts."),
+]
 Target = Annotated[
     float | None,
     typer.Option("--target", help="Mean return of the last 100 episodes that ends it earlier.", show_default=False),
