@@ -2,7 +2,8 @@
 
 It runs in the thread that calls `serve`, the actor's own, so that environments are made and stepped in one and the
 same thread, by whichever channel. What costs most in a step of small environments is waking a process that sleeps:
-after a step the loop looks for the next one for up to `SPIN_S` before it sleeps, where this machine has a core for it.
+after a step the loop looks for the next one for up to `SPIN_S` before it sleeps, where this machine has a core for it
+and the last one came so soon. A trainer that computes for longer between two steps has the cores for that.
 """
 
 from __future__ import annotations
@@ -36,14 +37,17 @@ def serve(connected: socket.socket, answer: Callable[[Any], Any], failed: Callab
     readable.register(connected, select.POLLIN)
     writable.register(connected, select.POLLOUT)
     cores = SpareCores()
-    stepped = False
+    stepped = comes_soon = False
+    replied_at = 0.0
     try:
         while True:
             try:
-                request = (_spin(frames) if stepped and cores.enough() else None) or _wait(frames, readable)
+                looks = stepped and comes_soon and cores.enough()
+                request = (_spin(frames) if looks else None) or _wait(frames, readable)
             except UndecodableError as error:
                 request, reply = None, failed(None, None, error)
             else:
+                comes_soon = time.perf_counter() - replied_at < SPIN_S
                 reply = answer(request)
             try:
                 frames.put(reply)
@@ -51,7 +55,7 @@ def serve(connected: socket.socket, answer: Callable[[Any], Any], failed: Callab
                 frames.put(failed(request, reply, error))
             while not frames.flush():
                 writable.poll()
-            stepped = type(request) is StepRows
+            stepped, replied_at = type(request) is StepRows, time.perf_counter()
     except OSError:  # the trainer closed the stream, or is gone
         pass
     finally:
