@@ -7,6 +7,7 @@ import math
 import socket
 import statistics
 import time
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -306,17 +307,18 @@ def _compare(env_id: str, looks: Sequence[Look]) -> Iterator[Finding]:
                 max(look.made["step_s"] for look in able),
                 max(look.round_trip_s[channel] for look in able),
                 channel,
-                places(able),
+                count_places(able),
             ),
         )  # fmt: skip
 
 
-def places(looks: Sequence[Look]) -> int:
+def count_places(looks: Sequence[Look]) -> int:
     """Free units that have a core each; simulators on one machine share its cores."""
-    units: dict[str, int] = {}
+    cores = {look.host: look.cores for look in looks}
+    units: Counter[str] = Counter()
     for look in looks:
-        units[look.host] = units.get(look.host, 0) + look.free_units
-    return sum(min(units[look.host], look.cores) for look in {look.host: look for look in looks}.values())
+        units[look.host] += look.free_units
+    return sum(min(units[host], cores[host]) for host in cores)
 
 
 def suggest(step_s: float, round_trip_s: float, channel: str, places: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,13 @@ def clean_environment(**more: str) -> dict[str, str]:
     hidden = ("REMOTERL_ADDRESS", "RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     return {**environment, "REMOTERL_API_KEY": KEY, "REMOTERL_HOME": NOTHING_REGISTERED, **more}
+
+
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """SIGKILL to each; some end with those before them."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def inheriting(mark: str) -> list[str]:
@@ -162,6 +170,16 @@ class Cluster:
         self.simulators[name] = process
         process.wait_for("is up")
         return process
+
+    @contextmanager
+    def joined(self, name: str, *options: str) -> Iterator[Process]:
+        """One more simulator, for a while; it ends in order."""
+        process = self.add(name, *options)
+        try:
+            yield process
+        finally:
+            assert process.end() == 0
+            del self.simulators[name]
 
     def address(self, kind: str) -> str:
         return {"client": self.client_address, "driver": self.gcs_address, "local": "local"}[kind]

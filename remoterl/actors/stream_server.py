@@ -18,7 +18,7 @@ from typing import Any
 
 from remoterl.channels.cores import SPIN_S, SpareCores
 from remoterl.channels.framing import FrameSocket, UndecodableError
-from remoterl.channels.stream import keep_alive
+from remoterl.channels.stream import set_options
 from remoterl.messages import StepRows
 
 
@@ -30,24 +30,24 @@ def serve(connected: socket.socket, answer: Callable[[Any], Any], failed: Callab
         answer: makes the reply to a request; never raises.
         failed: makes the reply in place of one that can't be pickled (request, reply, error).
     """
-    keep_alive(connected)
+    set_options(connected)
     _let_the_trainer_go_first()
     frames = FrameSocket(connected)
     readable, writable = select.poll(), select.poll()
     readable.register(connected, select.POLLIN)
     writable.register(connected, select.POLLOUT)
     cores = SpareCores()
-    stepped = comes_soon = False
+    looks = False  # for the next request, before it sleeps
     replied_at = 0.0
     try:
         while True:
+            came_soon = False
             try:
-                looks = stepped and comes_soon and cores.enough()
-                request = (_spin(frames) if looks else None) or _wait(frames, readable)
+                request = (_spin(frames) if looks and cores.enough() else None) or _wait(frames, readable)
             except UndecodableError as error:
                 request, reply = None, failed(None, None, error)
             else:
-                comes_soon = time.perf_counter() - replied_at < SPIN_S
+                came_soon = time.perf_counter() - replied_at < SPIN_S
                 reply = answer(request)
             try:
                 frames.put(reply)
@@ -55,7 +55,7 @@ def serve(connected: socket.socket, answer: Callable[[Any], Any], failed: Callab
                 frames.put(failed(request, reply, error))
             while not frames.flush():
                 writable.poll()
-            stepped, replied_at = type(request) is StepRows, time.perf_counter()
+            looks, replied_at = came_soon and type(request) is StepRows, time.perf_counter()
     except OSError:  # the trainer closed the stream, or is gone
         pass
     finally:

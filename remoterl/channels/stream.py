@@ -64,7 +64,7 @@ class StreamChannel(Channel):
 
     def __init__(self, connected: socket.socket, streams: Streams, description: str) -> None:
         super().__init__(description)
-        keep_alive(connected)
+        set_options(connected)
         self.frames = FrameSocket(connected)
         self._streams = streams
         self._waiting: deque[Ticket] = deque()
@@ -401,8 +401,8 @@ def _reach_here(name: str) -> socket.socket | None:
     return connected
 
 
-def keep_alive(connected: socket.socket) -> None:
-    """Small messages leave at once, and a peer that vanished without a word is noticed."""
+def set_options(connected: socket.socket) -> None:
+    """Messages leave at once, small and large, and a peer that vanished without a word is noticed."""
     if connected.family not in (socket.AF_INET, socket.AF_INET6):
         # On this machine nobody vanishes without a word; but a batch of pictures should leave at once, as it does by
         # TCP, whose buffers grow by themselves. Linux gives as much of this as `net.core.wmem_max` allows.

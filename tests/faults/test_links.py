@@ -6,7 +6,6 @@ in every one of them, Ray Client with streams and in-cluster with actor calls, a
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
@@ -18,7 +17,7 @@ import pytest
 from conftest import WAYS
 from machines import HostProcess, Network
 from premises import UNITS, Premises, events
-from processes import Way, wait_until
+from processes import Way, kill, wait_until
 
 missing = machines.why_not()
 pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(missing), reason=missing)]
@@ -239,8 +238,6 @@ def kill_the_hub(premises: Premises) -> float:
     """With everything on its host; when that was, monotonic."""
     hubs = premises.network.processes(premises.hub_host)
     killed = time.monotonic()
-    for process in hubs:
-        with contextlib.suppress(psutil.NoSuchProcess):  # some end with those before them
-            process.kill()
+    kill(hubs)
     psutil.wait_procs(hubs, timeout=10)
     return killed

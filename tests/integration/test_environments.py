@@ -89,14 +89,10 @@ def test_an_id_that_another_simulator_offers(cluster: Cluster, trainer: Way) -> 
     """The session's env runners were placed before it came."""
     from stable_baselines3.common.env_util import make_vec_env
 
-    gamma = cluster.add("gamma", "--register", "only_gamma")
-    try:
-        gamma.wait_for("is up")
+    with cluster.joined("gamma", "--register", "only_gamma"):
         for make, env_id in ((gym.make, "OnlyGamma-v0"), (make_vec_env, "OnlyGamma-v0"), (gym.make_vec, "OnlyGamma")):
             with pytest.raises(UnknownEnvironmentError, match="on alpha, beta, .* is offered by gamma: .* labels"):
                 make(env_id)
-    finally:
-        gamma.end()
 
 
 def test_a_single_env_behaves_as_one(trainer: Way) -> None:

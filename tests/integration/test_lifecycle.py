@@ -147,16 +147,12 @@ def test_fewer_units_than_asked(cluster, caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_env_runners_that_do_not_come_up(cluster, caplog: pytest.LogCaptureFixture) -> None:
-    gamma = cluster.add("gamma", "--label", "zone=g")  # which Ray keeps trying on for a minute
-    try:
+    with cluster.joined("gamma", "--label", "zone=g"):  # which Ray keeps trying on for a minute
         own = {"labels": {"zone": "g"}, "runtime_env": {"py_executable": "/no/such/python"}, "timeout_s": 3.0}
         assert not remoterl.init(KEY, address=cluster.gcs_address, **own)
         assert (
             "No env runner came up in time, although" in caplog.text and "of the 1 simulators are free" in caplog.text
         )
-    finally:
-        assert gamma.end() == 0
-        del cluster.simulators["gamma"]
     assert_free(cluster)
 
 

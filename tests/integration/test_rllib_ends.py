@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import signal
@@ -17,7 +16,7 @@ import psutil
 import pytest
 import ray
 from conftest import patched_places
-from processes import KEY, ROOT, Cluster, run_python, wait_until
+from processes import KEY, ROOT, Cluster, kill, run_python, wait_until
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
 from rllib_fixtures import assert_no_rllib_left, in_cluster_only
 
@@ -186,11 +185,9 @@ def test_a_simulator_is_killed_in_mid_training(rllib_cluster: Cluster, node_name
     tree = gamma.tree()
     killed_at: list[float] = []
 
-    def kill() -> None:
+    def kill_it() -> None:
         killed_at.append(time.monotonic())
-        for process in tree:
-            with contextlib.suppress(psutil.NoSuchProcess):  # some end with those before them
-                process.kill()
+        kill(tree)
 
     assert remoterl.init(KEY, address=rllib_cluster.client_address)
     try:
@@ -199,7 +196,7 @@ def test_a_simulator_is_killed_in_mid_training(rllib_cluster: Cluster, node_name
         tree[:] = gamma.tree()  # with the env runners
         began = time.monotonic()
         algo.train()
-        threading.Timer(min(1.0, (time.monotonic() - began) / 2), kill).start()
+        threading.Timer(min(1.0, (time.monotonic() - began) / 2), kill_it).start()
         algo.train()
         assert killed_at and killed_at[0] < time.monotonic()
         assert algo.train()["training_iteration"] == 3
@@ -224,11 +221,11 @@ def test_a_trial_loses_a_simulator(rllib_cluster: Cluster, node_names: Any, tmp_
 
     gamma = rllib_cluster.add("gamma")
 
-    def kill() -> None:
+    def kill_it() -> None:
         wait_until(lambda: any(file.stat().st_size for file in tmp_path.rglob("result.json")), 120, "a first result")
         gamma.process.kill()
 
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill_it)
     assert remoterl.init(KEY, address=rllib_cluster.address("driver"))
     try:
         space = {"env": "CartPole-v1", "num_env_runners": 6, "callbacks": rllib_envs.SaysWhenMoved, **SMALL}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -16,11 +18,8 @@ EXAMPLES = ROOT / "examples"
 
 
 @pytest.fixture(scope="module")
-def examples_cluster(tmp_path_factory: pytest.TempPathFactory):
+def examples_cluster():
     """`simulator.py` twice, word for word, of which the first is the hub."""
-    folder = str(tmp_path_factory.mktemp("hub", numbered=True))
-    import tempfile
-
     folder = tempfile.mkdtemp(prefix="rrl-", dir="/tmp")
     hub = Process(str(SIMULATOR_PYTHON), str(EXAMPLES / "simulator.py"), RAY_TMPDIR=folder)
     hub.wait_for("is up")
@@ -64,8 +63,6 @@ def _is_env_runner(process: psutil.Process) -> bool:
 
 def test_the_trainer_of_the_readme_runs_word_for_word(examples_cluster, tmp_path: Path) -> None:
     """The very file, stopped by Ctrl-C in mid-training."""
-    import signal
-
     environment = {"REMOTERL_ADDRESS": examples_cluster["driver"], "PYTHONUNBUFFERED": "1"}
     trainer = Process(sys.executable, str(EXAMPLES / "sb3_cartpole.py"), **environment)
     trainer.wait_for("total_timesteps", 120)
@@ -92,8 +89,6 @@ def test_local_needs_no_cluster(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_the_demo(tmp_path: Path) -> None:
     """As `make demo` runs it, with a lower target."""
-    import subprocess
-
     picture = tmp_path / "curve.png"
     command = [sys.executable, "-m", "remoterl", "demo", "--target", "150", "--output", str(picture)]
     done = subprocess.run(
@@ -112,8 +107,6 @@ def test_the_demo(tmp_path: Path) -> None:
 
 
 def test_a_demo_that_is_told_to_end_leaves_nothing(tmp_path: Path) -> None:
-    import subprocess
-
     mark = str(tmp_path)
     with open(tmp_path / "output", "w+") as output:
         process = subprocess.Popen(
@@ -127,8 +120,6 @@ def test_a_demo_that_is_told_to_end_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_the_command_line_explains_its_errors(cluster, tmp_path: Path) -> None:
-    import subprocess
-
     def remoterl(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "remoterl", *arguments],

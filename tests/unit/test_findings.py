@@ -35,8 +35,8 @@ def test_a_clock(offset: float, right: bool) -> None:
     assert finding.ok is right and bool(finding.advice) is not right and f"{offset:+.2f} s" in finding.found
 
 
-def look(name: str, **made: Any) -> doctor._Look:
-    return doctor._Look(name, None, 4, 2, {**MADE, **made}, {"stream": 2e-3, "actor call": 5e-3})
+def look(name: str, **made: Any) -> doctor.Look:
+    return doctor.Look(name, None, 4, f"{name}'s host", 2, {**MADE, **made}, {"stream": 2e-3, "actor call": 5e-3})
 
 
 def test_an_environment_that_differs_between_simulators() -> None:

@@ -9,7 +9,7 @@ import gymnasium as gym
 import pytest
 
 from remoterl.actors import examiner
-from remoterl.doctor import MANY_ROWS, Look, places, suggest
+from remoterl.doctor import MANY_ROWS, Look, count_places, suggest
 
 
 class Sleeper(gym.Env):
@@ -63,5 +63,5 @@ def test_simulators_of_one_machine_share_its_cores() -> None:
     def look(host: str, free_units: int, cores: int) -> Look:
         return Look("a simulator", None, free_units, host, cores)
 
-    assert places([look("10.0.0.1", 32, 2), look("10.0.0.1", 32, 2)]) == 2
-    assert places([look("10.0.0.1", 1, 8), look("10.0.0.1", 3, 8), look("10.0.0.2", 32, 16)]) == 4 + 16
+    assert count_places([look("10.0.0.1", 32, 2), look("10.0.0.1", 32, 2)]) == 2
+    assert count_places([look("10.0.0.1", 1, 8), look("10.0.0.1", 3, 8), look("10.0.0.2", 32, 16)]) == 4 + 16
