@@ -1,5 +1,7 @@
 """RLlib's PPO learns CartPole; its env runners sit on the simulators, one unit each. Nothing else is configured."""
 
+import math
+
 from ray.rllib.algorithms.ppo import PPOConfig
 
 import remoterl
@@ -16,9 +18,11 @@ if __name__ == "__main__":
         .rl_module(model_config={"fcnet_hiddens": [64, 64], "fcnet_activation": "tanh"})
     )
     algo = config.build_algo()
+    mean_return = float("nan")
     for iteration in range(1, 301):
         result = algo.train()
-        mean_return = result["env_runners"].get("episode_return_mean", float("nan"))
+        latest = result["env_runners"].get("episode_return_mean", float("nan"))
+        mean_return = mean_return if math.isnan(latest) else latest  # RLlib's is nan where no episode ended
         if iteration % 10 == 0:
             print(f"iteration {iteration:3}  mean return {mean_return:6.1f}")
         if mean_return >= 450:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from remoterl._logging import ensure_visible, logger
@@ -16,7 +18,7 @@ _lock = threading.RLock()
 _arguments: dict[str, Any] | None = None
 _session: Session | None = None
 _simulator: SimulatorRun | None = None
-_kept = False  # `remoterl run` opened the session: a script's own init() finds it, whatever its arguments
+_of_a_command = False  # the session is `remoterl run`'s, say: a script's own init() finds it, whatever its arguments
 
 
 def init(**arguments: Any) -> bool:
@@ -28,7 +30,7 @@ def init(**arguments: Any) -> bool:
         if is_initialized():
             if arguments == _arguments:
                 return True
-            if _kept and isinstance(config, TrainerConfig):
+            if _of_a_command and isinstance(config, TrainerConfig):
                 logger.info("The script's own init() is left out: `remoterl run` has opened the session.")
                 return True
             raise AlreadyInitializedError(
@@ -38,7 +40,7 @@ def init(**arguments: Any) -> bool:
         _arguments = arguments
         if isinstance(config, TrainerConfig):
             _session = open_session(config)
-            if _session is None:
+            if _session is None and not _of_a_command:
                 logger.warning("init() returns False. A script that goes on makes its environments on this machine.")
             return _session is not None
         _simulator = SimulatorRun(config)
@@ -53,10 +55,17 @@ def _serve(simulator: SimulatorRun) -> bool:
         _simulator = None
 
 
-def keep_session() -> None:
-    """The session is `remoterl run`'s: a script's own `init()` does not open another."""
-    global _kept
-    _kept = True
+@contextmanager
+def session_of_a_command(**arguments: Any) -> Iterator[bool]:
+    """What `remoterl.init()` returns to a command, which ends where it is False; closed at the end."""
+    import remoterl
+
+    global _of_a_command
+    _of_a_command = True
+    try:
+        yield remoterl.init(role="trainer", **arguments)
+    finally:
+        shutdown()
 
 
 def _after_fork_in_child() -> None:
@@ -73,8 +82,8 @@ if hasattr(os, "register_at_fork"):
 
 def shutdown() -> None:
     """See `remoterl.shutdown`."""
-    global _session, _kept
-    _kept = False
+    global _session, _of_a_command
+    _of_a_command = False
     simulator = _simulator
     if simulator is not None:
         simulator.stop()

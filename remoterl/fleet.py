@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any, cast
 
+import gymnasium
+
 from remoterl import capacity
 from remoterl import messages as m
 from remoterl._logging import logger
@@ -51,6 +53,7 @@ class Fleet:
         self._actors: list[Any] = []
         self._streams: Streams | None = None
         self._last_failure = ""  # of an env runner that did not come up
+        self._told_differ: set[str] = set()  # simulators
         self._lock = threading.RLock()
 
     def living(self) -> list[RunnerLink]:
@@ -118,10 +121,10 @@ class Fleet:
         """A warning where there are fewer than wanted; True."""
         if len(self.runners) < wanted:
             logger.warning(
-                "%d env runners were asked for, only %d are free: going on with %d.",
+                "Going on with %d of the %d env runners that were asked for: no more are free. "
+                "Start another simulator, or ask for fewer.",
+                len(self.runners),
                 wanted,
-                len(self.runners),
-                len(self.runners),
             )
         return True
 
@@ -206,6 +209,7 @@ class Fleet:
                 self._kill(actor)
                 continue
             directory.check_version(info.speaks, simulator.name)  # its node's code may be newer than the simulator
+            self._say_whether_gymnasium_differs(simulator)
             up.append((simulator, strategy, actor, info))
         if self._streams is None:
             self._streams = Streams()
@@ -231,6 +235,16 @@ class Fleet:
             )
             for (simulator, strategy, actor, info), channel in zip(up, channels, strict=True)
         ]
+
+    def _say_whether_gymnasium_differs(self, simulator: directory.SimulatorHandle) -> None:
+        theirs = simulator.info.versions.gymnasium
+        if theirs != gymnasium.__version__ and simulator.name not in self._told_differ:
+            self._told_differ.add(simulator.name)
+            logger.warning(
+                "Gymnasium is %s on the simulator %s and %s here: what it returns may differ from local results. "
+                "Install the same version on both.",
+                theirs, simulator.name, gymnasium.__version__,
+            )  # fmt: skip
 
     # ---- replacing -------------------------------------------------------------------------------------------
 

@@ -522,6 +522,8 @@ def open_session(config: TrainerConfig) -> Session | None:
 
 
 def _named_id(error: Exception) -> str:
-    """The id that Gymnasium says it does not know (it puts it in backticks)."""
+    """The id that Gymnasium says it does not know (in backticks; its version only where it knows the name)."""
+    if match := re.search(r"version `([^`]+)` for environment `([^`]+)`", str(error)):
+        return f"{match[2]}-{match[1]}"
     match = re.search(r"`([^`]+)`|id: (\S+?)\.(?:\s|$)", str(error))
     return (match[1] or match[2]) if match else str(error)

@@ -115,8 +115,7 @@ def _leave(*_: Any) -> NoReturn:
 def _train(console: Any, address: str, output: Path, target: float, max_steps: int) -> bool:
     import logging
 
-    import remoterl
-    from remoterl._process import current_session
+    from remoterl import _process
     from remoterl.cli.progress import TrainingProgress
     from remoterl.cli.train.sb3 import learn
 
@@ -124,15 +123,15 @@ def _train(console: Any, address: str, output: Path, target: float, max_steps: i
     logging.getLogger("ray").setLevel(logging.WARNING)
     console.print(f"A private hub and two simulators are up at {address}. This trainer joins them.")
     console.print(f"PPO learns CartPole-v1 until its mean return is {target:g}.")
-    if not remoterl.init(address=address, role="trainer", num_workers=1, num_env_runners=2):
-        raise typer.Exit(1)
-    signal.signal(signal.SIGTERM, _leave)  # again: that of Ray, which aborts, took its place
-    try:
+    with _process.session_of_a_command(address=address, num_env_runners=2) as connected:
+        if not connected:
+            raise typer.Exit(1)
+        signal.signal(signal.SIGTERM, _leave)  # again: that of Ray, which aborts, took its place
         from stable_baselines3 import PPO
         from stable_baselines3.common.env_util import make_vec_env
 
         env = make_vec_env("CartPole-v1", n_envs=16, seed=0)
-        session = current_session()
+        session = _process.current_session()
         assert session is not None
         pids = {runner.simulator: runner.pid for runner in session.runners}
         for simulator, rows in env.unwrapped._core.places().items():  # type: ignore[attr-defined]
@@ -141,8 +140,6 @@ def _train(console: Any, address: str, output: Path, target: float, max_steps: i
         with progress:
             learn(model, progress)
         env.close()
-    finally:
-        remoterl.shutdown()
     progress.say(f"{progress.summary()}, learning included.")
     progress.plot(output, "PPO on CartPole-v1, 16 rows over two simulators")
     progress.say(f"The learning curve is in {output.resolve()}.")

@@ -26,31 +26,27 @@ def run(
     timeout: Timeout = 30.0,
 ) -> None:
     """Run a script whose environments live on simulators, without a change to it."""
-    import remoterl
     from remoterl import _process
     from remoterl.errors import ConfigurationError, RemoteRLError
 
     if not module and not os.path.isfile(script):
         raise ConfigurationError(f"there is no script {script!r} (for a module: remoterl run -m MODULE).")
-    if not remoterl.init(
-        role="trainer",
+    with _process.session_of_a_command(
         address=address,
         num_workers=num_workers,
         num_env_runners=num_env_runners,
         timeout_s=timeout,
-    ):
-        raise typer.Exit(1)
-    _process.keep_session()
-    sys.argv = [script, *(arguments or [])]
-    try:
-        if module:
-            sys.path.insert(0, os.getcwd())
-            runpy.run_module(script, run_name="__main__", alter_sys=True)
-        else:
-            sys.path.insert(0, os.path.dirname(os.path.abspath(script)))
-            runpy.run_path(script, run_name="__main__")
-    except RemoteRLError:  # the script's, not the command line's: with its traceback
-        traceback.print_exc()
-        raise typer.Exit(1) from None
-    finally:
-        remoterl.shutdown()
+    ) as connected:
+        if not connected:
+            raise typer.Exit(1)
+        sys.argv = [script, *(arguments or [])]
+        try:
+            if module:
+                sys.path.insert(0, os.getcwd())
+                runpy.run_module(script, run_name="__main__", alter_sys=True)
+            else:
+                sys.path.insert(0, os.path.dirname(os.path.abspath(script)))
+                runpy.run_path(script, run_name="__main__")
+        except RemoteRLError:  # the script's, not the command line's: with its traceback
+            traceback.print_exc()
+            raise typer.Exit(1) from None

@@ -649,9 +649,10 @@ class RowsRaised:
 
         The exception keeps this object as its attribute `remote_rows`.
         """
-        story = "\n\n".join(
-            f"On {runner.place}, {_who(error, name)}:\n{error.traceback.rstrip()}" for runner, error in self.errors
-        )
+        places: dict[str, list[str]] = {}  # by traceback: often all rows fail alike
+        for runner, error in self.errors:
+            places.setdefault(error.traceback.rstrip(), []).append(f"On {runner.place}, {_who(error, name)}:")
+        story = "\n\n".join("\n".join([*where, traceback]) for traceback, where in places.items())
         runner, first = self.errors[0]
         exception = _rebuilt(first)
         if exception is None:

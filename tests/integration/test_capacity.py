@@ -171,7 +171,8 @@ def test_two_trainers_never_share_a_unit(cluster) -> None:
         for got, runners, said in answers:
             line = {
                 2: "",
-                1: "2 env runners were asked for, only 1 are free: going on with 1.",
+                1: "Going on with 1 of the 2 env runners that were asked for: no more are free. "
+                "Start another simulator, or ask for fewer.",
                 0: "All env runners of the 2 simulators are taken; start another simulator, or end another trainer.\n"
                 "init() returns False. A script that goes on makes its environments on this machine.",
             }[len(runners)]

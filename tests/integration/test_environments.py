@@ -83,6 +83,8 @@ def test_an_unknown_id_names_the_closest_and_who_was_asked(trainer: Way) -> None
             make("CartPol-v1")
         assert "alpha" in str(caught.value) and "beta" in str(caught.value)
         assert isinstance(caught.value, gym.error.Error)
+        with pytest.raises(UnknownEnvironmentError, match=r"No environment 'CartPole-v99': .* names: CartPole-v1"):
+            make("CartPole-v99")
 
 
 def test_an_id_that_another_simulator_offers(cluster: Cluster, trainer: Way) -> None:

@@ -132,7 +132,7 @@ def test_a_trainers_end_frees_its_env_runners(cluster, kind: str, end: str, tmp_
 def test_fewer_units_than_asked(cluster, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "remoterl"):
         assert remoterl.init(KEY, address=cluster.gcs_address, num_workers=2, num_env_runners=10)
-    assert "20 env runners were asked for, only 16 are free" in caplog.text
+    assert "Going on with 16 of the 20 env runners that were asked for" in caplog.text
     vec = gym.make_vec("CartPole-v1", num_envs=32, vectorization_mode="sync")
     assert {name: len(rows) for name, rows in vec._core.places().items()} == {"alpha": 16, "beta": 16}
     # A second trainer finds nothing, and says so.
@@ -205,6 +205,19 @@ def test_other_versions_are_refused(cluster, kind: str, tmp_path: Path) -> None:
         done = run_python(script)
         assert "REFUSED" in done.stdout, done.stderr
         assert all(version in done.stdout for version in named), done.stdout
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_gymnasium_is_said(cluster, kind: str, tmp_path: Path) -> None:
+    script = tmp_path / "other.py"
+    script.write_text(
+        "import gymnasium\ngymnasium.__version__ = '1.0.0'\nimport remoterl\n"
+        f"assert remoterl.init(address={cluster.address(kind)!r}, num_env_runners=4)\nremoterl.shutdown()\n"
+    )
+    done = run_python(script)
+    for simulator in ("alpha", "beta"):
+        assert done.stderr.count(f"on the simulator {simulator} and 1.0.0 here: what it returns may differ") == 1
+    assert_free(cluster)
 
 
 def test_a_simulator_of_another_ray_is_refused(cluster, tmp_path: Path) -> None:

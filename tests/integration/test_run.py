@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import assert_free
-from processes import ROOT, clean_environment
+from processes import ROOT, clean_environment, free_ports
 
 SCRIPT = ROOT / "tests" / "scripts" / "cleanrl_style.py"
 
@@ -75,6 +75,15 @@ def test_a_scripts_own_init_and_its_errors(cluster, tmp_path: Path) -> None:
         done = python("-m", "remoterl", "run", "--address", cluster.gcs_address, *arguments, cwd=tmp_path)
         assert done.returncode == 1 and expected in done.stderr
     assert_free(cluster)
+
+
+def test_without_a_hub_the_script_does_not_run(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("print('it ran')\n")
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    done = python("-m", "remoterl", "run", "--address", address, "--timeout", "1", str(script), cwd=tmp_path)
+    assert done.returncode == 1 and "No hub answers" in done.stderr and "it ran" not in done.stdout
+    assert "A script that goes on" not in done.stderr
 
 
 def test_names_imported_earlier_and_later(cluster, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import inspect
 import re
 import shlex
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import typer
 from documented import ROOT
 
+import remoterl
 from remoterl import errors
 from remoterl.cli import app
 
@@ -43,6 +45,14 @@ def test_a_command_line(block: documented.Block, words: list[str]) -> None:
     for word in words:  # files of this repository
         if word.startswith(("cluster_configs/", "examples/", "tests/")):
             assert (ROOT / word).exists(), word
+
+
+def test_the_table_of_inits_arguments() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+    parameters = inspect.signature(remoterl.init).parameters.values()
+    assert [(name, ast.literal_eval(default)) for name, default in rows] == [
+        (parameter.name, parameter.default) for parameter in parameters
+    ]
 
 
 def test_the_parser_refuses_what_is_not_there() -> None:

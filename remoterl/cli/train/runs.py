@@ -21,22 +21,18 @@ def session(*, address: str | None, num_workers: int, num_env_runners: int, time
     """A trainer's session for as long as the body runs; exit code 1 where there is none to be had."""
     import logging
 
-    import remoterl
+    from remoterl import _process
 
-    connected = remoterl.init(
-        role="trainer",
+    with _process.session_of_a_command(
         address=address,
         num_workers=num_workers,
         num_env_runners=num_env_runners,
         timeout_s=timeout,
-    )
-    if not connected:
-        raise typer.Exit(1)
-    logging.getLogger("ray").setLevel(logging.WARNING)  # ray.init() has set it to INFO
-    try:
+    ) as connected:
+        if not connected:
+            raise typer.Exit(1)
+        logging.getLogger("ray").setLevel(logging.WARNING)  # ray.init() has set it to INFO
         yield
-    finally:
-        remoterl.shutdown()
 
 
 @contextmanager
