@@ -34,7 +34,8 @@ def show(results: Results, console: Console) -> None:
     for channel, fitted in fits(results).items():
         console.print(
             f"{channel}: a vector step takes {fitted['a_us']:.0f} us + {fitted['b_us_a_row']:.2f} us a row "
-            f"+ {fitted['c_us_an_env_runner']:.0f} us an env runner + {fitted['d_us_a_kilobyte']:.2f} us a kilobyte"
+            f"+ {fitted['c_us_an_env_runner']:.0f} us an env runner + {fitted['d_us_a_kilobyte']:.2f} us a kilobyte; "
+            f"half of the cells are within {fitted['median_error']:.0%} of it, all within {fitted['largest_error']:.0%}"
         )
 
 
@@ -60,7 +61,8 @@ def _show_figures(results: Results, console: Console) -> None:
         table.add_column(column)
     for name, against, measured, wanted in figures(results):
         table.add_row(name, against, measured, wanted)
-    console.print(table)
+    if table.row_count:
+        console.print(table)
 
 
 def figures(results: Results) -> list[tuple[str, str, str, str]]:
@@ -98,7 +100,8 @@ def _show_split(results: Results, console: Console) -> None:
         parts = split(results, cell)
         if parts is not None:
             table.add_row(cell.contender, cell.work, str(cell.rows), *(f"{value:.0f}" for value in parts.values()))
-    console.print(table)
+    if table.row_count:
+        console.print(table)
 
 
 def split(results: Results, cell: Cell) -> dict[str, float] | None:
@@ -137,8 +140,10 @@ def fits(results: Results) -> dict[str, dict[str, float]]:
             continue
         sizes = [int(cell.work.partition("-")[2]) * cell.rows / 1000 for cell in cells]
         terms = np.array([[1.0, cell.rows, cell.env_runners, size] for cell, size in zip(cells, sizes, strict=True)])
-        (a, b, c, d), *_ = np.linalg.lstsq(terms / times[:, None], np.ones(len(cells)), rcond=None)
-        fitted[channel] = {"a_us": a, "b_us_a_row": b, "c_us_an_env_runner": c, "d_us_a_kilobyte": d}
+        factors, *_ = np.linalg.lstsq(terms / times[:, None], np.ones(len(cells)), rcond=None)
+        errors = abs(terms @ factors / times - 1)
+        names = ("a_us", "b_us_a_row", "c_us_an_env_runner", "d_us_a_kilobyte", "median_error", "largest_error")
+        fitted[channel] = dict(zip(names, [*factors, np.median(errors), max(errors)], strict=True))
     return fitted
 
 

@@ -18,7 +18,7 @@ def test_the_fit_finds_what_the_times_were_made_of() -> None:
         kilobytes = int(cell.work.partition("-")[2]) * cell.rows / 1000
         results[cell] = [Measured(step_us=100 + 2 * cell.rows + 30 * cell.env_runners + 0.5 * kilobytes)] * 3
     for fitted in report.fits(results).values():
-        assert [round(value, 3) for value in fitted.values()] == [100, 2, 30, 0.5]
+        assert [round(value, 3) for value in fitted.values()] == [100, 2, 30, 0.5, 0, 0]
     assert list(report.fits(results)) == list(plans.CHANNELS)
 
 
