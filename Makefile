@@ -21,6 +21,7 @@ check: .venv/test-ready ## Check format, lint and types
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+	.venv/bin/mypy --config-file tests/mypy.ini
 
 format: .venv/test-ready ## Format the code and fix what can be fixed
 	.venv/bin/ruff format .

@@ -298,7 +298,7 @@ def slow_env() -> Any:
     return Slow
 
 
-def error_of(name: str, call: Callable[[Any], Any]) -> Callable[[Any], None]:
+def error_of(name: str, call: Callable[..., Any]) -> Callable[..., None]:
     """A call that has to raise this."""
 
     def calling(*arguments: Any) -> None:

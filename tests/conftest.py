@@ -8,7 +8,7 @@ import os
 import pickle
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport() -> Iterator[None]:
+def pytest_runtest_makereport() -> Generator[None, Any, None]:
     """With REMOTERL_TESTS_SKIP_NOTHING=1, what would be skipped for want of a tool fails."""
     report = (yield).get_result()
     if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("REMOTERL_TESTS_SKIP_NOTHING") == "1":

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from typing import Any
 
 ALL_PROTOCOLS = 3  # linux/if_ether.h
 SOL_PACKET, PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING = 263, 15, 23  # linux/if_packet.h
@@ -28,8 +29,8 @@ def main(names: list[str]) -> None:
     delay_s = loss = 0.0
     while True:
         wait_s = max(0.0, under_way[0][0] - time.monotonic()) if under_way else None
-        ready, _, _ = select.select([one, other, 0], [], [], wait_s)
-        for end in ready:
+        watched: list[Any] = [one, other, 0]
+        for end in select.select(watched, [], [], wait_s)[0]:
             if end == 0:
                 said = os.read(0, 1000).split()
                 if not said:

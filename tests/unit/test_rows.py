@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import comparing
 import envs
 import gymnasium
@@ -23,14 +25,14 @@ def runner() -> EnvRunner:
     return EnvRunner(TRAINER)
 
 
-def ask(runner: EnvRunner, request: object) -> object:
+def ask(runner: EnvRunner, request: Any) -> Any:
     return m.decode(runner.handle(m.encode(request)))
 
 
 def opened(runner: EnvRunner, factories: list, semantics: m.Semantics = m.Semantics.GYMNASIUM_SYNC) -> m.RowsOpened:
     rows = tuple(range(4, 4 + len(factories)))
     request = m.OpenRows(1, rows, ship(factories), semantics, AutoresetMode.NEXT_STEP, b"")
-    return ask(runner, request)  # type: ignore[return-value]
+    return ask(runner, request)
 
 
 def test_one_message_steps_every_row(runner: EnvRunner) -> None:

@@ -8,6 +8,7 @@ import datetime
 import ipaddress
 import pickle
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -249,6 +250,7 @@ def test_tls_both_ways(certificates, server: Server) -> None:
     with environment(certificates["ours"]):
         channel = server.open()
         open_rows(channel, 1, envs.CountingEnv)
+        assert isinstance(channel.frames.socket, ssl.SSLSocket)
         assert channel.frames.socket.version() in ("TLSv1.2", "TLSv1.3")
         big = ask(channel, m.CallRows(1, (0,), "add", ship(((np.ones(1_000_000),), {})), True))
         assert big.results[0].sum() == 1_000_000

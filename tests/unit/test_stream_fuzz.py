@@ -287,7 +287,7 @@ def test_no_descriptor_is_free(listener: StreamListener) -> None:
                 raise error
             return accept()
 
-    listener._sockets[0] = Failing(listener._sockets[0])  # type: ignore[assignment]
+    listener._sockets[0] = Failing(listener._sockets[0])  # type: ignore[call-overload]
     call(listener.offer()).close()  # for whom the listener already waits
 
 
