@@ -348,7 +348,26 @@ class Fleet:
                 return []
             time.sleep(RETRY_PERIOD_S)
 
-    # ---- ending ----------------------------------------------------------------------------------------------
+    # ---- moving and letting go ---------------------------------------------------------------------------------
+
+    def move_idle(self, wanted_there: Callable[[directory.SimulatorHandle], bool]) -> list[RunnerLink]:
+        """Env runners on these simulators, in place of those that have no rows, as far as there are units for them."""
+        with self._lock:
+            idle = [runner for runner in self.living() if runner.rows == 0]
+            if not idle or self._grant is not None:  # granted units are where they are
+                return []
+            deadline = time.monotonic() + ENV_RUNNER_START_S
+            simulators = [
+                one for one in directory.find_simulators(deadline, labels=self._config.labels) if wanted_there(one)
+            ]
+            counts = plan(capacity.free_units(simulators, deadline), len(idle))
+            moved = self._create(
+                [(one, None) for one in simulators for _ in range(counts.get(one.node_id, 0))], deadline
+            )
+            for old, new in zip(idle, moved, strict=False):
+                self.runners[self.runners.index(old)] = new
+                self.give_up(old)
+            return moved
 
     def let_go_idle(self) -> bool:
         """End the env runners that have no rows; were there any? Their units are free soon."""
@@ -369,6 +388,8 @@ class Fleet:
         """End one env runner, stuck as it may be; to whoever has rows there, it is lost."""
         runner.channel.close()
         self._kill(runner.actor)
+
+    # ---- ending ----------------------------------------------------------------------------------------------
 
     def end(self) -> None:
         """End them all, those that did not come up included, and give units back that were granted."""

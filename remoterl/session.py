@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any
@@ -152,7 +152,6 @@ class Session:
         losses = 0
         while True:
             runners = [runner for runner in self._runners_for(env_id) if runner.simulator not in lacking]
-            living = len(self.fleet.living())
             try:
                 core = self._open_on(runners, factories, semantics, autoreset_mode, env_id)
             except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
@@ -164,6 +163,8 @@ class Session:
                 if any(runner.simulator not in lacking for runner in runners):
                     continue
                 if isinstance(error, gymnasium.error.UnregisteredEnv):
+                    if self._move_to(_named_id(error), lacking):
+                        continue
                     raise self._unknown(_named_id(error)) from error
                 raise
             except EnvRunnerLostError as error:
@@ -173,7 +174,7 @@ class Session:
                         f"{env_id or 'This vector env'} could not be made: {losses} times an env runner was lost "
                         f"meanwhile. The last time: {error} {USUAL_CAUSE}"
                     ) from error
-                if len(self.fleet.living()) < living:  # one that died since it was last used, perhaps
+                if any(runner.channel.lost for runner in runners):  # since it was last used, perhaps
                     continue
                 raise
             self._cores.add(core)
@@ -302,11 +303,28 @@ class Session:
         if env_id is None or ":" in env_id or env_id in trainers_registry:
             return living
         capable = [runner for runner in living if knows(runner.environments, env_id)]
-        if not capable:
-            if knows(frozenset(trainers_registry), env_id):
-                return living
+        if not capable and knows(frozenset(trainers_registry), env_id):
+            return living
+        if not capable and not (capable := self._move_to(env_id)):
             raise self._unknown(env_id)
         return capable
+
+    def _move_to(self, env_id: str, lacking: Collection[str] = ()) -> list[RunnerLink]:
+        """Env runners without rows go to simulators that offer this id, as far as there are units; those that went."""
+
+        def offers(simulator: directory.SimulatorHandle) -> bool:
+            return simulator.name not in lacking and knows(simulator.info.environments, env_id)
+
+        import ray
+
+        try:
+            moved = self.fleet.move_idle(offers)
+        except (RemoteRLError, ray.exceptions.RayError, ConnectionError):  # then the id is unknown, and that is said
+            return []
+        if moved:
+            names = ", ".join(sorted({runner.simulator for runner in moved}))
+            logger.info("Env runners that had no rows went to %s, where %s is: %d.", names, env_id, len(moved))
+        return moved
 
     # ---- what a vector env needs to go on without an env runner ------------------------------------------------
 
@@ -378,7 +396,8 @@ class Session:
         if simulators is None and (offering := self._offering_elsewhere(env_id)):
             return UnknownEnvironmentError(
                 f"No environment {env_id!r} on {lacking}, where this session's env runners are. It is offered by "
-                f"{', '.join(offering)}: give init() labels that only simulators with it have, or more env runners."
+                f"{', '.join(offering)}, and no env runner could go there: each has rows, or no unit is free there, or "
+                "they are reserved ones. Give init() labels that only simulators with it have, or more env runners."
             )
         everyone = "" if simulators is None else " (RLlib's env runners may sit on any of them)"
         return UnknownEnvironmentError(

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -154,6 +155,33 @@ def test_env_runners_that_do_not_come_up(cluster, caplog: pytest.LogCaptureFixtu
             "No env runner came up in time, although" in caplog.text and "of the 1 simulators are free" in caplog.text
         )
     assert_free(cluster)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_env_runners_without_rows_go_where_an_id_is_offered(
+    cluster, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    from stable_baselines3.common.env_util import make_vec_env
+
+    few = "--max-env-runners", "1"  # so few that init() places none there
+    with cluster.joined("gamma", "--register", "only_gamma", *few), caplog.at_level(logging.INFO, "remoterl"):
+        for make, env_id in ((make_vec_env, "OnlyGamma-v0"), (gym.make_vec, "OnlyGamma"), (gym.make, "OnlyGamma-v0")):
+            assert remoterl.init(KEY, address=cluster.address(kind), num_env_runners=3)
+            one, two = (gym.make("CartPole-v1") for _ in range(2))  # which stay where they are
+            one.reset(seed=1)
+            before = _places(one), _places(two)
+            env = make(env_id)
+            env.reset()
+            assert _places(env) == ["gamma"] and (_places(one), _places(two)) == before
+            one.step(0)
+            assert len(env_runner_processes(cluster)) == 3
+            remoterl.shutdown()
+            assert_free(cluster)
+    assert "Env runners that had no rows went to gamma, where OnlyGamma-v0 is: 1." in caplog.text
+
+
+def _places(env: Any) -> list[str]:
+    return list(env.unwrapped._core.places())
 
 
 @pytest.mark.parametrize("role", ["trainer", "simulator"])
