@@ -22,7 +22,7 @@ from gymnasium.vector import AutoresetMode
 from processes import wait_until
 
 from remoterl import messages as m
-from remoterl.actors import stream_listener
+from remoterl.actors import stream_listener, stream_server
 from remoterl.actors.env_runner import EnvRunner
 from remoterl.actors.stream_listener import StreamListener
 from remoterl.actors.stream_server import serve
@@ -423,3 +423,23 @@ def test_an_abandoned_stream_stays_the_parents(server: Server) -> None:
         os._exit(0 if channel.lost else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert ask(channel, m.StepRows(1, np.array([1]))).rewards.tolist() == [1]
+
+
+def test_an_env_runner_looks_for_the_next_step_where_the_last_came_soon(server: Server, monkeypatch) -> None:
+    """And not after anything else, nor where the trainer computes between steps."""
+    looks: list[float] = []
+    monkeypatch.setattr(stream_server, "SPIN_S", 0.5)  # what is soon
+    monkeypatch.setattr(stream_server, "_spin", lambda frames: looks.append(time.monotonic()))
+    monkeypatch.setattr(stream_server.SpareCores, "enough", lambda cores: True)
+    channel = server.open()
+    step = m.StepRows(1, np.zeros(2, int))
+    open_rows(channel, 1, envs.CountingEnv)
+    assert looks == []
+    ask(channel, step)
+    wait_until(lambda: len(looks) == 1)
+    time.sleep(0.7)
+    ask(channel, step)
+    ask(channel, m.CallRows(1, (0,), "length", ship(((), {})), None))  # answered after the server chose to wait for it
+    assert len(looks) == 1
+    ask(channel, step)
+    wait_until(lambda: len(looks) == 2)
