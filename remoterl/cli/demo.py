@@ -126,7 +126,6 @@ def _train(console: Any, address: str, output: Path, target: float, max_steps: i
     with _process.session_of_a_command(address=address, num_env_runners=2) as connected:
         if not connected:
             raise typer.Exit(1)
-        signal.signal(signal.SIGTERM, _leave)  # again: that of Ray, which aborts, took its place
         from stable_baselines3 import PPO
         from stable_baselines3.common.env_util import make_vec_env
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ipaddress
 import os
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -265,7 +267,8 @@ def _ray_init(address: str, runtime_env: Mapping[str, Any] | None, **options: An
     if runtime_env:
         options["runtime_env"] = dict(runtime_env)
     try:
-        return ray.init(address, **options)
+        with _own_sigterm_handler():
+            return ray.init(address, **options)
     except ConnectionError:
         from ray._private.client_mode_hook import _explicitly_disable_client_mode
 
@@ -281,6 +284,17 @@ def _ray_init(address: str, runtime_env: Mapping[str, Any] | None, **options: An
         raise RemoteRLError(f"Ray could not connect to {address}: {error}") from error
     except ValueError as error:
         raise ConfigurationError(f"Ray could not connect to {address}: {error}") from error
+
+
+@contextmanager
+def _own_sigterm_handler() -> Iterator[None]:
+    """Ray puts a handler of its own, which aborts, in place of a script's, which may save its model there."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before not in (None, signal.SIG_DFL) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _ray_shutdown() -> None:

@@ -69,6 +69,29 @@ def test_everything_is_as_before_after_shutdown(cluster, kind: str) -> None:
     assert alive == []
 
 
+@pytest.mark.parametrize("kind", ["driver", "local"])
+def test_a_scripts_own_handler_of_sigterm_stays(cluster, kind: str, tmp_path: Path) -> None:
+    """Schedulers send it before they take a machine away."""
+    script = tmp_path / "trainer.py"
+    script.write_text(
+        "import signal, sys, time, gymnasium as gym, remoterl\n"
+        "def save(*_):\n"
+        "    print('saved after', env.step(0)[1], flush=True)\n"
+        "    sys.exit(7)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        f"assert remoterl.init(address={cluster.address(kind)!r})\n"
+        "env = gym.make('CartPole-v1')\n"
+        "env.reset()\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(120)\n"
+    )
+    trainer = Process(sys.executable, str(script))
+    trainer.wait_for("ready")
+    trainer.process.terminate()
+    assert trainer.process.wait(60) == 7 and "saved after 1.0" in trainer.output, trainer.output
+    assert_free(cluster)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_ray_shutdown_ends_the_session(cluster, kind: str) -> None:
     import ray
