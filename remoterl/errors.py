@@ -62,7 +62,22 @@ class VersionMismatchError(RemoteRLError):
 
 
 class UnknownEnvironmentError(RemoteRLError, gymnasium.error.UnregisteredEnv):
-    """Neither the simulators nor the trainer have registered the environment id."""
+    """Neither the simulators nor the trainer have registered the environment id.
+
+    What is raised is Gymnasium's own class too: NamespaceNotFound, NameNotFound or VersionNotFound.
+    """
+
+
+class UnknownNamespaceError(UnknownEnvironmentError, gymnasium.error.NamespaceNotFound):
+    """Nobody has registered an id of this namespace."""
+
+
+class UnknownNameError(UnknownEnvironmentError, gymnasium.error.NameNotFound):
+    """Nobody has registered an id of this name, whatever the version."""
+
+
+class UnknownVersionError(UnknownEnvironmentError, gymnasium.error.VersionNotFound):
+    """The name is registered, this version of it is not."""
 
 
 class SpaceMismatchError(RemoteRLError, AssertionError):

@@ -23,7 +23,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import gymnasium.error
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs.registration import EnvSpec, parse_env_id
 from gymnasium.envs.registration import registry as trainers_registry
 from gymnasium.vector import AutoresetMode
 
@@ -43,6 +43,9 @@ from remoterl.errors import (
     RemoteRLError,
     StepTimeoutError,
     UnknownEnvironmentError,
+    UnknownNameError,
+    UnknownNamespaceError,
+    UnknownVersionError,
 )
 from remoterl.fleet import Fleet, knows
 from remoterl.patches import backend as patches_backend
@@ -393,14 +396,15 @@ class Session:
         known = sorted(frozenset(trainers_registry).union(*environments.values()))
         close = [name for name in difflib.get_close_matches(env_id, known, n=5, cutoff=0.4) if name != env_id]
         lacking = ", ".join(sorted(name for name, ids in environments.items() if not knows(ids, env_id)))
+        kind = _kind_of_unknown(env_id, known)
         if simulators is None and (offering := self._offering_elsewhere(env_id)):
-            return UnknownEnvironmentError(
+            return kind(
                 f"No environment {env_id!r} on {lacking}, where this session's env runners are. It is offered by "
                 f"{', '.join(offering)}, and no env runner could go there: each has rows, or no unit is free there, or "
                 "they are reserved ones. Give init() labels that only simulators with it have, or more env runners."
             )
         everyone = "" if simulators is None else " (RLlib's env runners may sit on any of them)"
-        return UnknownEnvironmentError(
+        return kind(
             f"No environment {env_id!r}: the simulators {lacking} lack it{everyone}, and the trainer has not "
             f"registered it either. "
             + (f"The closest names: {', '.join(close)}. " if close else "")
@@ -538,6 +542,18 @@ def open_session(config: TrainerConfig) -> Session | None:
         session.fleet.channels,
     )
     return session
+
+
+def _kind_of_unknown(env_id: str, known: Collection[str]) -> type[UnknownEnvironmentError]:
+    """Whichever Gymnasium would raise, had it all the ids that are known to anybody."""
+    try:
+        namespace, name, _ = parse_env_id(env_id)
+    except gymnasium.error.Error:  # no id at all
+        return UnknownEnvironmentError
+    others = [parse_env_id(one) for one in known]
+    if all(other[0] != namespace for other in others):
+        return UnknownNamespaceError
+    return UnknownVersionError if any(other[:2] == (namespace, name) for other in others) else UnknownNameError
 
 
 def _named_id(error: Exception) -> str:

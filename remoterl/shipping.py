@@ -197,8 +197,28 @@ _INSTALLED = _installed_folders()
 
 def ship_exception(error: BaseException) -> bytes | None:
     """Pickle an exception so that the trainer gets one of its own type; None where that can't be."""
-    try:
-        data = cloudpickle.dumps(error)
-        return data if type(pickle.loads(data)) is type(error) else None
-    except Exception:
-        return None
+    for form in (error, _Whole(error)):
+        try:
+            data = cloudpickle.dumps(form)
+            if type(pickle.loads(data)) is type(error):
+                return data
+        except Exception:  # its class takes other arguments than it keeps, or holds what can't be pickled
+            continue
+    return None
+
+
+class _Whole:
+    """An exception as its arguments and attributes: to be unpickled without its class's `__init__`."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __reduce__(self) -> Any:
+        return _made_whole, (type(self._error), self._error.args, self._error.__dict__)
+
+
+def _made_whole(kind: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]) -> BaseException:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error

@@ -85,6 +85,14 @@ class UnpicklableError(Exception):
         self.lock = threading.Lock()
 
 
+class CollisionError(Exception):
+    """Made of other arguments than the text that it keeps."""
+
+    def __init__(self, part: str, force: int) -> None:
+        super().__init__(f"the {part} collided with {force} N")
+        self.part, self.force = part, force
+
+
 class ExitingEnv(CountingEnv):
     """Ends its process at the third step."""
 

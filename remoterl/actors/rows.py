@@ -130,11 +130,17 @@ class Rows(ABC):
         return attribute
 
     def set_attribute(self, rows: Sequence[int], name: str, values: Sequence[Any], target: Target) -> None:
-        """`set_wrapper_attr`, or plain `setattr` on the outermost wrapper (as SB3 does) or the environment."""
+        """`set_wrapper_attr`, or plain `setattr` on the outermost wrapper (as SB3 does) or the environment.
+
+        Of a dotted name (`model.opt.timestep`) what stands before the last dot is read as `call` reads it.
+        """
+        path, _, last = name.rpartition(".")
 
         def one(row: int) -> None:
             env, value = self.envs[row], values[rows.index(self.row_numbers[row])]
-            if target is Target.WRAPPERS:
+            if path:
+                setattr(self._attribute(row, path, target), last, value)
+            elif target is Target.WRAPPERS:
                 env.set_wrapper_attr(name, value)
             else:
                 setattr(env if target is Target.OUTERMOST else env.unwrapped, name, value)
@@ -258,7 +264,7 @@ class GymnasiumRows(Rows):
             self._finished = np.logical_or(terminated_rows, truncated_rows).tolist()
             return RowsStepped(
                 self._batch(),
-                _column(rewards, np.float64),
+                self._rewards(rewards),
                 terminated_rows,
                 truncated_rows,
                 _tabled(infos, len(self)),
@@ -268,10 +274,14 @@ class GymnasiumRows(Rows):
 
             def fits(row: int) -> None:
                 self._require_fit(row)
-                _column([rewards[row]], np.float64)
+                self._rewards([rewards[row]])
                 _column([terminations[row], truncations[row]], np.bool_)
 
             self._name_misfits(error, fits)
+
+    def _rewards(self, values: list[Any]) -> np.ndarray:
+        """SyncVectorEnv assigns them to a column; AsyncVectorEnv makes an array, of rewards of shape (1,) two axes."""
+        return _column(values, np.float64) if self._strict else np.array(values, dtype=np.float64)
 
     def revive(self, seeds: Sequence[int | None], observations: Any) -> None:
         super().revive(seeds, observations)
@@ -301,6 +311,10 @@ class StableBaselinesRows(Rows):
         self._space = self.envs[0].observation_space
         self._batches: dict[Any, np.ndarray] = {}  # written anew at each step: a reply is sent before the next one
         self._observations: list[Any] = [None] * len(self)
+        for key, space in _leaves(self._space) if buffers else ():
+            if space.shape is None:
+                where = "" if key is None else f" ({key!r} of the observation)"
+                raise TypeError(f"DummyVecEnv has no arrays for {space}{where}; SubprocVecEnv takes it")
 
     def reset(
         self, seeds: Sequence[int | None], options: Sequence[dict | None], mask: Sequence[bool] | None

@@ -599,15 +599,23 @@ class VectorCore:
 
 
 class RemoteAttribute:
-    """An object in a remote environment that can't be pickled; its attributes and methods are asked for there."""
+    """An object that stays in a remote environment: its attributes are read and set, its methods called, there."""
+
+    _core: VectorCore
+    _what: m.RemoteObject
+    _row: int
+    _target: m.Target
 
     def __init__(self, core: VectorCore, what: m.RemoteObject, row: int, target: m.Target) -> None:
-        self._core, self._what, self._row, self._target = core, what, row, target
+        self.__dict__.update(_core=core, _what=what, _row=row, _target=target)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         return self._core.read(f"{self._what.name}.{name}", [self._row], self._target)[0]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._core.set_attribute(f"{self._what.name}.{name}", [value], [self._row], self._target)
 
     def __repr__(self) -> str:
         return f"<remote {self._what.type_name} {self._what.name!r} of row {self._row}>"

@@ -144,12 +144,11 @@ class _RemoteRows(VectorEnv):
 
     def _receive_step(self, flight: Flight, timeout: float | None = None) -> tuple[Any, Any, Any, Any, dict]:
         replies = self._core.gather(flight, timeout)
-        rewards = np.empty(self.num_envs, dtype=np.float64)
+        rewards = np.concatenate([reply.rewards for reply in replies])
         terminations = np.empty(self.num_envs, dtype=np.bool_)
         truncations = np.empty(self.num_envs, dtype=np.bool_)
         infos: dict[str, Any] = {}
         for rows, reply in zip(self._core.ranges, replies, strict=True):
-            rewards[rows.start : rows.stop] = reply.rewards
             terminations[rows.start : rows.stop] = reply.terminations
             truncations[rows.start : rows.stop] = reply.truncations
         if (table := _joined([reply.infos for reply in replies])) is not None:

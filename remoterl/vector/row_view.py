@@ -8,8 +8,11 @@ import gymnasium
 
 from remoterl.messages import Target
 from remoterl.vector.core import VectorCore
+from remoterl.vector.generator import generator_of
 
-_SPACES_AND_SPEC = frozenset({"observation_space", "action_space", "metadata", "render_mode", "spec"})
+_THE_ENVIRONMENTS = frozenset(
+    {"observation_space", "action_space", "metadata", "render_mode", "spec", "_np_random", "_np_random_seed"}
+)
 
 
 class RowView(gymnasium.Env):
@@ -59,7 +62,7 @@ class RowView(gymnasium.Env):
 
     @property
     def np_random(self) -> Any:
-        return self.get_wrapper_attr("np_random")
+        return generator_of(self._core, self._row, self._target)
 
     @np_random.setter
     def np_random(self, value: Any) -> None:
@@ -76,7 +79,7 @@ class RowView(gymnasium.Env):
 
     def __getattribute__(self, name: str) -> Any:
         # The environment's own, not the class attributes of gymnasium.Env.
-        if name in _SPACES_AND_SPEC:
+        if name in _THE_ENVIRONMENTS:
             return self.get_wrapper_attr(name)
         return super().__getattribute__(name)
 

@@ -10,6 +10,7 @@ from gymnasium.vector import VectorEnv
 
 from remoterl.messages import Target
 from remoterl.vector.core import VectorCore
+from remoterl.vector.generator import generator_of
 from remoterl.vector.row_view import RowView
 
 
@@ -20,7 +21,9 @@ class RemoteEnv(gymnasium.Env):
     and set, methods called, in the environment; `unwrapped` is a view of the environment under its wrappers.
     """
 
-    _OWN = frozenset({"observation_space", "action_space", "metadata", "render_mode", "spec"})
+    _OWN = frozenset(
+        {"observation_space", "action_space", "metadata", "render_mode", "spec", "_core", "_description", "_unwrapped"}
+    )
 
     def __init__(self, core: VectorCore) -> None:
         self._core = core
@@ -80,8 +83,9 @@ class RemoteEnv(gymnasium.Env):
 
     @property
     def np_random(self) -> Any:
-        """A copy of the environment's random number generator."""
-        return self._read("np_random", Target.WRAPPERS)
+        """The environment's random number generator: what is drawn from it is drawn there."""
+        self._assert_is_running()
+        return generator_of(self._core, 0, Target.WRAPPERS)
 
     @np_random.setter
     def np_random(self, value: Any) -> None:
@@ -93,7 +97,7 @@ class RemoteEnv(gymnasium.Env):
         return self._read(name, Target.WRAPPERS)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._OWN or name.startswith("_") or isinstance(getattr(type(self), name, None), property):
+        if name in self._OWN or isinstance(getattr(type(self), name, None), property):
             super().__setattr__(name, value)
         else:
             self._write(name, value, Target.OUTERMOST)
@@ -124,8 +128,16 @@ class RemoteEnv(gymnasium.Env):
 class HostedVectorEnv(VectorEnv):
     """A vector env of the environment's own making (`vector_entry_point`), whole on one env runner.
 
-    Its rows share one random stream, so they can't be spread without changing its results.
+    Its rows share one random stream, so they can't be spread without changing its results. Attributes are read and
+    set, methods called, there.
     """
+
+    _OWN = frozenset(
+        {
+            "metadata", "render_mode", "spec", "closed", "num_envs", "single_observation_space", "single_action_space",
+            "observation_space", "action_space", "_core", "_description",
+        }
+    )  # fmt: skip
 
     def __init__(self, core: VectorCore) -> None:
         self._core = core
@@ -156,11 +168,37 @@ class HostedVectorEnv(VectorEnv):
     def close_extras(self, **kwargs: Any) -> None:
         self._core.close()
 
+    @property
+    def np_random_seed(self) -> Any:
+        """The seed that the environment was last reset with."""
+        self._assert_is_running()
+        return self._core.read("np_random_seed")[0]
+
+    @property
+    def np_random(self) -> Any:
+        """The environment's random number generator: what is drawn from it is drawn there."""
+        self._assert_is_running()
+        return generator_of(self._core, 0, Target.UNWRAPPED)
+
+    @np_random.setter
+    def np_random(self, value: Any) -> None:
+        self._write("np_random", value)
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "_core" not in self.__dict__:
             raise AttributeError(name)
         self._assert_is_running()
         return self._core.read(name)[0]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._OWN or isinstance(getattr(type(self), name, None), property):
+            super().__setattr__(name, value)
+        else:
+            self._write(name, value)
+
+    def _write(self, name: str, value: Any) -> None:
+        self._assert_is_running()
+        self._core.set_attribute(name, [value], target=Target.UNWRAPPED)
 
     def _assert_is_running(self) -> None:
         if self.closed or self._core.closed:

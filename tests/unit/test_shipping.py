@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 import threading
@@ -76,3 +77,11 @@ def test_a_missing_module_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_exceptions_that_do_not_survive() -> None:
     assert ship_exception(ValueError("x")) is not None
     assert ship_exception(envs.UnpicklableError("x")) is None
+
+
+def test_an_exception_whose_class_takes_other_arguments() -> None:
+    shipped = ship_exception(envs.CollisionError("arm", 3))
+    assert shipped is not None
+    error = pickle.loads(shipped)
+    assert type(error) is envs.CollisionError and (error.part, error.force) == ("arm", 3)
+    assert str(error) == "the arm collided with 3 N" and error.args == ("the arm collided with 3 N",)

@@ -1,0 +1,130 @@
+"""What scripts do with an environment besides stepping it; each function returns what came of it, here or remotely."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+
+def draws() -> Any:
+    """From the environment's own generator, which goes on from there."""
+    env = gym.make("CartPole-v1")
+    env.reset(seed=3)
+    generator = env.unwrapped.np_random
+    drawn = [int(generator.integers(1000)) for _ in range(3)], generator.random(2), generator.normal(size=(2, 2))
+    cards, array = list("abcde"), np.arange(5)
+    generator.shuffle(cards)
+    generator.shuffle(array)
+    state = generator.bit_generator.state
+    first = env.reset()[0]
+    generator.bit_generator.state = state
+    second = env.reset()[0]
+    env.close()
+    return drawn, cards, array, first, second, isinstance(generator, np.random.Generator)
+
+
+def wrappers_that_draw() -> Any:
+    sticky = gym.wrappers.StickyAction(gym.make("CartPole-v1"), 0.5)
+    observations = [sticky.reset(seed=1)[0]]
+    for step in range(12):
+        observations.append(sticky.step(step % 2)[0])
+    sticky.close()
+    return observations
+
+
+def random_starts() -> list[int]:
+    """Stable-Baselines3's, around the environment."""
+    import ale_py
+    from stable_baselines3.common.atari_wrappers import NoopResetEnv
+
+    gym.register_envs(ale_py)
+    env = NoopResetEnv(gym.make("ALE/Pong-v5", frameskip=1))
+    frames = []
+    for seed in (1, None, None, None):
+        env.reset(seed=seed)
+        frames.append(env.unwrapped.ale.getEpisodeFrameNumber())
+    env.close()
+    return frames
+
+
+def settings_of_a_vector_env_of_its_own() -> Any:
+    envs = gym.make_vec("CartPole-v1", num_envs=2)
+    envs.reset(seed=1)
+    seed, drawn = envs.np_random_seed, int(envs.np_random.integers(1000))
+    envs.unwrapped.gravity = 100.0
+    envs.unwrapped.force_mag = 30.0
+    heavy = [envs.step(np.array([0, 1]))[0] for _ in range(3)]
+    envs.unwrapped.state = np.zeros((4, 2), np.float32)
+    still = envs.step(np.array([0, 1]))[0]
+    envs.close()
+    return seed, drawn, heavy, still
+
+
+def settings_through_wrappers() -> Any:
+    env = gym.make("Pendulum-v1")
+    env._max_episode_steps = 5
+    env.reset(seed=0)
+    env.env.env.unwrapped.g = 1.0
+    env.unwrapped.np_random.bit_generator.state = np.random.default_rng(3).bit_generator.state
+    steps = [env.step(np.zeros(1, np.float32))[:4] for _ in range(5)]
+    again = env.reset()[0]
+    env.close()
+    return steps, again
+
+
+def a_checked_environment() -> Any:
+    from gymnasium.utils.env_checker import check_env
+
+    env = gym.make("CartPole-v1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its spaces, as locally
+        check_env(env.unwrapped, skip_render_check=True)
+    env.close()
+
+
+class _RewardInAnArray(gym.Env):
+    observation_space = action_space = gym.spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[int, dict]:
+        super().reset(seed=seed)
+        return 0, {}
+
+    def step(self, action: Any) -> Any:
+        return 1, np.array([0.5]), False, False, {}
+
+
+def rewards_in_arrays() -> Any:
+    envs = gym.vector.AsyncVectorEnv([_RewardInAnArray] * 3)
+    envs.reset(seed=1)
+    results = envs.step(np.zeros(3, np.int64))[:4]
+    envs.close()
+    return results
+
+
+def unknown_ids() -> list[list[str]]:
+    """Which of Gymnasium's classes each of them raises."""
+    kinds = (gym.error.NamespaceNotFound, gym.error.NameNotFound, gym.error.VersionNotFound, gym.error.UnregisteredEnv)
+    raised = []
+    for env_id in ("nowhere/CartPole-v1", "CartPol-v1", "CartPole-v99"):
+        try:
+            gym.make(env_id)
+        except gym.error.Error as error:
+            raised.append([kind.__name__ for kind in kinds if isinstance(error, kind)])
+    return raised
+
+
+class _Telling(_RewardInAnArray):
+    observation_space = gym.spaces.Dict({"text": gym.spaces.Text(9), "number": gym.spaces.Discrete(3)})
+
+
+def text_in_arrays() -> str:
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    try:
+        DummyVecEnv([_Telling] * 2)
+    except TypeError as error:
+        return type(error).__name__
+    return "none"
