@@ -39,7 +39,7 @@ RAISED = {
     "raises, in a method of its own": ("raise", "add", "ValueError"),
     "raises, in `close`": ("raise", "close", "ValueError"),
     "raises what can't be pickled": ("raise_unpicklable", "step", "RemoteEnvError"),
-    "raises what can't be unpickled": ("raise_what_cannot_be_unpickled", "step", "RemoteEnvError"),
+    "raises what can't be unpickled": ("raise_only_here", "step", "RemoteEnvError"),
     "raises what can't even be shown": ("raise_unspeakable", "step", "UnspeakableError"),
     "calls `sys.exit`": ("exit", "step", "RemoteEnvError"),
     "raises `KeyboardInterrupt`": ("interrupt", "step", "RemoteEnvError"),

@@ -76,7 +76,7 @@ class BadEnv(LedgerEnv):
     def _raise_unpicklable(self) -> None:
         raise UnpicklableError("the arm hit the table")
 
-    def _raise_what_cannot_be_unpickled(self) -> None:
+    def _raise_two_words(self) -> None:
         raise TwoWordsError("the arm", "hit the table")
 
     def _raise_only_here(self) -> None:
@@ -206,7 +206,7 @@ class BadEnv(LedgerEnv):
 
 
 class TwoWordsError(Exception):
-    """Pickled with one argument, made with two: the usual way not to be unpickled."""
+    """Keeps one argument, is made with two: what pickle makes of it by itself cannot be unpickled."""
 
     def __init__(self, one: str, other: str) -> None:
         super().__init__(f"{one} {other}")

@@ -109,7 +109,7 @@ def story_of(caught: pytest.ExceptionInfo) -> str:
     [
         ("raise", ValueError),
         ("raise_unpicklable", RemoteEnvError),
-        ("raise_what_cannot_be_unpickled", RemoteEnvError),
+        ("raise_two_words", bad_envs.TwoWordsError),
         ("raise_only_here", RemoteEnvError),
         ("exit", RemoteEnvError),
         ("interrupt", RemoteEnvError),
