@@ -197,7 +197,7 @@ def test_env_runners_without_rows_go_where_an_id_is_offered(
             env.reset()
             assert _places(env) == ["gamma"] and (_places(one), _places(two)) == before
             one.step(0)
-            assert len(env_runner_processes(cluster)) == 3
+            wait_until(lambda: len(env_runner_processes(cluster)) == 3)
             remoterl.shutdown()
             assert_free(cluster)
     assert "Env runners that had no rows went to gamma, where OnlyGamma-v0 is: 1." in caplog.text

@@ -70,7 +70,7 @@ def test_a_scripts_own_init_and_its_errors(cluster, tmp_path: Path) -> None:
     )
     done = python("-m", "remoterl", "run", "--address", cluster.gcs_address, str(script), cwd=tmp_path)
     assert "RemoteEnv" in done.stdout and done.returncode == 1
-    assert "own.py" in done.stderr and "UnknownEnvironmentError" in done.stderr  # the script's own traceback
+    assert "own.py" in done.stderr and "UnknownNameError" in done.stderr  # the script's own traceback
     for arguments, expected in ((("no_such.py",), "no script"), (("-m", "no_such_module"), "no_such_module")):
         done = python("-m", "remoterl", "run", "--address", cluster.gcs_address, *arguments, cwd=tmp_path)
         assert done.returncode == 1 and expected in done.stderr

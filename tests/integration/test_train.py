@@ -172,6 +172,6 @@ def test_what_only_the_environment_shows(cluster, tmp_path: Path) -> None:
     done = train(*common, "--env-id", "CartPole-v1", "--algo", "SAC", cwd=tmp_path)
     assert done.returncode == 1 and "SAC refuses: The algorithm only supports" in done.stderr
     done = train(*common, "--env-id", "CartPol-v1", cwd=tmp_path)
-    assert done.returncode == 1 and "UnknownEnvironmentError" in done.stderr and "CartPole-v1" in done.stderr
+    assert done.returncode == 1 and "UnknownNameError" in done.stderr and "CartPole-v1" in done.stderr
     assert list(tmp_path.iterdir()) == []
     assert_free(cluster)
