@@ -102,9 +102,7 @@ class Fleet:
                 grant = capacity.wait_for_autoscaler(wanted, labels, deadline)
                 if grant is not None:
                     return self._create_granted(grant, deadline) and self._say_whether_fewer(wanted)
-            counts = plan(free, wanted)
-            if counts:
-                places = [(one, None) for one in simulators for _ in range(counts.get(one.node_id, 0))]
+            if places := _spread(simulators, free, wanted):
                 self.runners += self._create(places, deadline)
             if self.runners or time.monotonic() + RETRY_PERIOD_S >= deadline:
                 break
@@ -360,10 +358,8 @@ class Fleet:
             simulators = [
                 one for one in directory.find_simulators(deadline, labels=self._config.labels) if wanted_there(one)
             ]
-            counts = plan(capacity.free_units(simulators, deadline), len(idle))
-            moved = self._create(
-                [(one, None) for one in simulators for _ in range(counts.get(one.node_id, 0))], deadline
-            )
+            places = _spread(simulators, capacity.free_units(simulators, deadline), len(idle))
+            moved = self._create(places, deadline) if places else []
             for old, new in zip(idle, moved, strict=False):
                 self.runners[self.runners.index(old)] = new
                 self.give_up(old)
@@ -426,6 +422,14 @@ class Fleet:
             ray.kill(actor)
         except Exception as error:
             logger.debug("an env runner was gone already: %s", error)
+
+
+def _spread(
+    simulators: Sequence[directory.SimulatorHandle], free: Mapping[str, int], wanted: int
+) -> list[tuple[directory.SimulatorHandle, Any]]:
+    """Where to start so many env runners, as `_create` takes it: in proportion to free units."""
+    counts = plan(free, wanted)
+    return [(one, None) for one in simulators for _ in range(counts.get(one.node_id, 0))]
 
 
 def _places(

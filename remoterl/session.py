@@ -314,11 +314,10 @@ class Session:
 
     def _move_to(self, env_id: str, lacking: Collection[str] = ()) -> list[RunnerLink]:
         """Env runners without rows go to simulators that offer this id, as far as there are units; those that went."""
+        import ray
 
         def offers(simulator: directory.SimulatorHandle) -> bool:
             return simulator.name not in lacking and knows(simulator.info.environments, env_id)
-
-        import ray
 
         try:
             moved = self.fleet.move_idle(offers)

@@ -313,6 +313,8 @@ class StableBaselinesRows(Rows):
         self._observations: list[Any] = [None] * len(self)
         for key, space in _leaves(self._space) if buffers else ():
             if space.shape is None:
+                with contextlib.suppress(RowsError):
+                    self.close()
                 where = "" if key is None else f" ({key!r} of the observation)"
                 raise TypeError(f"DummyVecEnv has no arrays for {space}{where}; SubprocVecEnv takes it")
 
