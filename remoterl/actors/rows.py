@@ -15,6 +15,7 @@ import reprlib
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import Any, NoReturn
 
 import gymnasium
@@ -67,7 +68,7 @@ class Rows(ABC):
     def __len__(self) -> int:
         return len(self.envs)
 
-    @property
+    @cached_property
     def num_rows(self) -> int:
         """Sub-environments, those inside a hosted vector env counted."""
         return sum(env.num_envs if isinstance(env, VectorEnv) else 1 for env in self.envs)
@@ -238,30 +239,30 @@ class GymnasiumRows(Rows):
         refuses = self._strict and not next_step and not same_step
         for row, env in enumerate(self.envs):
             try:
-                final = None
-                if next_step and finished[row]:
+                if finished[row] and next_step:
                     seed = self._seed(row, None)
                     observations[row], info = env.reset() if seed is None else env.reset(seed=seed)
                 else:
-                    if refuses:
-                        assert not finished[row], (
+                    if finished[row] and refuses:
+                        raise AssertionError(
                             f"row {self.row_numbers[row]} is finished and autoreset_mode is DISABLED: reset it first, "
                             "with options={'reset_mask': ...}"
                         )
-                    observations[row], rewards[row], terminated, truncated, info = env.step(actions[row])
-                    terminations[row], truncations[row] = terminated, truncated
-                    if same_step and (terminated or truncated):
-                        final = (observations[row], info)
-                        observations[row], info = env.reset()
-                if info or final is not None:
-                    infos.append((row, info, final))
+                    observation, rewards[row], terminations[row], truncations[row], info = env.step(actions[row])
+                    observations[row] = observation
+                    if same_step and (terminations[row] or truncations[row]):
+                        observations[row], reset_info = env.reset()
+                        infos.append((row, reset_info, (observation, info)))
+                        continue
+                if info:
+                    infos.append((row, info, None))
             except BaseException as error:
                 errors.append(self._row_error(row, error))
         if errors:
             raise RowsError(errors)
         try:
             terminated_rows, truncated_rows = _column(terminations, np.bool_), _column(truncations, np.bool_)
-            self._finished = np.logical_or(terminated_rows, truncated_rows).tolist()
+            self._finished = (terminated_rows | truncated_rows).tolist()
             return RowsStepped(
                 self._batch(),
                 self._rewards(rewards),
@@ -290,8 +291,10 @@ class GymnasiumRows(Rows):
             self._observations = list(iterate(batch_space(self._space, len(self)), observations))
 
     def _batch(self) -> Any:
-        if not _batched(self._observations, self._buffer):
-            self._buffer = concatenate(self._space, self._observations, self._buffer)
+        batch = _batched(self._observations, self._buffer)
+        if batch is not None:
+            return batch
+        self._buffer = concatenate(self._space, self._observations, self._buffer)
         return self._buffer
 
     def _require_fit(self, row: int) -> None:
@@ -385,11 +388,13 @@ class StableBaselinesRows(Rows):
         batch = self._batches.get(key)
         if batch is None:
             batch = self._batches[key] = np.zeros((len(values), *(space.shape or ())), dtype=space.dtype)
-        if not _batched(values, batch):
-            if not self._buffers:
-                return np.stack(values)
-            for row, value in enumerate(values):
-                batch[row] = value
+        batched = _batched(values, batch)
+        if batched is not None:
+            return batched
+        if not self._buffers:
+            return np.stack(values)
+        for row, value in enumerate(values):
+            batch[row] = value
         return batch
 
     def _require_fit(self, row: int) -> None:
@@ -547,19 +552,27 @@ def _outline(value: Any) -> str:
     return f"{type(value).__name__} {reprlib.repr(value)}"
 
 
-def _batched(values: list[Any], batch: Any) -> bool:
-    """Copy arrays of just the batch's shape and dtype into it; False, and nothing done, where they are not all that.
+def _batched(values: list[Any], batch: Any) -> np.ndarray | None:
+    """Observations of just the batch's shape and dtype beside each other; None where they are not all that.
 
-    Costs a third of `np.stack`, which for small observations is as much as stepping a row or two.
+    `batch` may be what is written to and returned. For small observations this costs as much as stepping a row or two.
     """
-    if type(batch) is not np.ndarray or batch.ndim < 2:
-        return False
+    if type(batch) is not np.ndarray:
+        return None
+    if batch.nbytes <= _SMALL_BYTES:
+        try:
+            small = np.array(values)
+        except ValueError:  # not of one shape
+            return None
+        return small if small.dtype == batch.dtype and small.shape == batch.shape else None
+    if batch.ndim < 2:
+        return None
     shape, dtype = batch.shape[1:], batch.dtype
     for value in values:
         if type(value) is not np.ndarray or value.shape != shape or value.dtype != dtype:
-            return False
+            return None
     np.concatenate(values, out=batch.reshape(-1, *shape[1:]))
-    return True
+    return batch
 
 
 def _tabled(infos: list[tuple[int, dict[str, Any], Any]], num_rows: int) -> list[Any] | InfoTable:
@@ -584,7 +597,11 @@ def _is_plain(key: Any) -> bool:
 
 def _column(values: list[Any], dtype: Any) -> np.ndarray:
     """One value a row, each as an assignment into an array of this dtype converts it."""
-    if _SCALARS.issuperset(map(type, values)):
+    with contextlib.suppress(Exception):
+        column = np.array(values)
+        if column.dtype == dtype and column.ndim == 1:
+            return column
+    if set(map(type, values)) <= _SCALARS:
         return np.array(values, dtype=dtype)
     column = np.zeros(len(values), dtype=dtype)
     for row, value in enumerate(values):
@@ -600,6 +617,7 @@ def _stack(values: list[Any]) -> np.ndarray:
 
 _NUMBERS = frozenset({float, np.float64, np.float32, int, bool})  # what a float64 holds exactly ...
 _EXACT = 2**53 - 1  # ... whole numbers up to here
+_SMALL_BYTES = 16_384  # what NumPy copies in no time: it is the look at each array that costs
 _SCALARS = frozenset({float, int, bool, np.float64, np.float32, np.bool_})
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from remoterl.channels.base import Channel
+from remoterl.channels.codec import Landing
 from remoterl.errors import RemoteRLError
 from remoterl.messages import decode, encode
 
@@ -27,7 +28,7 @@ class ActorChannel(Channel):
         super().__init__(description)
         self._actor = actor
 
-    def send(self, request: Any) -> Any:
+    def send(self, request: Any, landing: Landing | None = None) -> Any:
         import ray
 
         payload = encode(request)

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+from remoterl.channels.codec import Landing
 from remoterl.errors import EnvRunnerLostError, RemoteRLError
 
 
@@ -27,8 +28,12 @@ class Channel(ABC):
         self._description = description
 
     @abstractmethod
-    def send(self, request: Any) -> Any:
-        """Send a request (see `messages`) without waiting; returns the ticket of its reply."""
+    def send(self, request: Any, landing: Landing | None = None) -> Any:
+        """Send a request (see `messages`) without waiting; returns the ticket of its reply.
+
+        Args:
+            landing: where the reply's arrays may be put, so that none is made for them; the reply is its `step` then.
+        """
 
     @abstractmethod
     def receive(self, ticket: Any, timeout_s: float | None = None) -> Any:

@@ -37,18 +37,19 @@ class Field(Enum):
     """What a field of a layout holds, where it is no array."""
 
     NONE = "None"
-    EMPTY = "an empty list"
-    PICKLED = "the next value of the frame's pickle"
     INT = "a whole number, whose 8 bytes stand in place of the pickle"
+    REST = "the next value of the frame's pickle; an empty list where the frame has none"
 
 
 class ArrayField(NamedTuple):
     """Where a field's array lies in the body. `table`: keys and types, where the field is an `InfoTable` of it."""
 
+    at: int  # the field's index
     dtype: np.dtype
     shape: tuple[int, ...]
     start: int
-    padding: int  # bytes after it, so that the next one is aligned
+    stop: int
+    padding: bytes  # after it, so that the next one is aligned
     table: tuple[tuple[str, ...], tuple[type, ...]] | None
 
 
@@ -57,9 +58,11 @@ class Layout(NamedTuple):
 
     number: int
     message_class: type
-    fields: tuple[ArrayField | Field, ...]
+    arrays: tuple[ArrayField, ...]
+    nothing: tuple[int, ...]  # indices of the fields that are None ...
+    whole_number: int | None  # ... of the one that is an int ...
+    rest: tuple[int, ...]  # ... and of those that are anything else
     body_bytes: int
-    paddings: tuple[bytes, ...]  # one an array
 
 
 class Encoder:
@@ -67,6 +70,7 @@ class Encoder:
 
     def __init__(self) -> None:
         self._layouts: dict[Any, Layout] = {}
+        self._usual: dict[type, _Writer] = {}  # by each class's last layout: steps of the same rows have the same one
 
     def encode(self, message: Any) -> tuple[list[Buffer], int]:
         """The buffers to send, one after the other, and how many bytes they have together.
@@ -74,102 +78,200 @@ class Encoder:
         Raises:
             Exception: what pickling raised; nothing of the message may be sent then, and others can follow.
         """
-        if type(message) is RowsStepped or type(message) is StepRows:
-            encoded = self._by_layout(message)
-            if encoded is not None:
-                return encoded
+        message_class = type(message)
+        if message_class is StepRows or message_class is RowsStepped:
+            usual = self._usual.get(message_class)
+            if usual is not None and (frame := usual(message)) is not None:
+                return frame
+            frame = self._by_other_layout(message)
+            if frame is not None:
+                return frame
         return _pickled(message)
 
-    def _by_layout(self, message: Any) -> tuple[list[Buffer], int] | None:
-        kinds: list[Any] = [type(message)]
-        arrays: list[np.ndarray] = []
-        rest: list[Any] = []
-        for value in message:
-            if type(value) is np.ndarray and value.dtype.kind in PLAIN_KINDS and value.flags.c_contiguous:
-                kinds.append((value.dtype, value.shape, None))
-                arrays.append(value)
-            elif type(value) is InfoTable:
-                kinds.append((value.values.dtype, value.values.shape, (value.keys, value.types)))
-                arrays.append(value.values)
-            elif value is None:
-                kinds.append(Field.NONE)
-            elif type(value) is list and not value:
-                kinds.append(Field.EMPTY)
-            else:
-                kinds.append(Field.PICKLED)
-                rest.append(value)
-        only_an_int = len(rest) == 1 and type(rest[0]) is int and 0 <= rest[0] < INT_LIMIT
-        if only_an_int:
-            kinds[kinds.index(Field.PICKLED)] = Field.INT
-        key = tuple(kinds)
-        layout = self._layouts.get(key)
-        if layout is None and (not arrays or len(self._layouts) == MAX_LAYOUTS):
-            return None
-        pickled = b""
-        if only_an_int:
-            pickled = rest[0].to_bytes(INT_BYTES, "little")
-        elif rest:
-            pickled = _dumps(tuple(rest))
-        buffers: list[Buffer] = []
-        size_bytes = PREFIX.size + len(pickled)
+    def _by_other_layout(self, message: Any) -> tuple[list[Buffer], int] | None:
+        """By one that was used before, or a new one, whose definition goes ahead; None where it has no layout."""
+        kinds = tuple(_kind(value) for value in message)
+        key = (type(message), kinds)
+        layout, is_new = self._layouts.get(key), False
         if layout is None:
-            layout = self._layouts[key] = _make_layout(len(self._layouts) + 1, *kinds)
+            if len(self._layouts) == MAX_LAYOUTS or all(type(kind) is Field for kind in kinds):
+                return None
+            layout, is_new = _make_layout(len(self._layouts) + 1, type(message), kinds), True
+        write = _writer(layout)
+        buffers, size_bytes = write(message)
+        self._layouts[key], self._usual[type(message)] = layout, write
+        if is_new:
             definition = pickle.dumps(layout, protocol=5)
-            buffers += [PREFIX.pack(DEFINITION, len(definition), 0), definition]
+            buffers = [PREFIX.pack(DEFINITION, len(definition), 0), definition, *buffers]
             size_bytes += PREFIX.size + len(definition)
-        buffers.append(PREFIX.pack(layout.number, len(pickled), layout.body_bytes))
-        buffers.append(pickled)
-        for array, padding in zip(arrays, layout.paddings, strict=True):
-            buffers.append(array)
-            if padding:
-                buffers.append(padding)
-        return buffers, size_bytes + layout.body_bytes
+        return buffers, size_bytes
 
 
 class Decoder:
     """The inverse of `Encoder`, for one direction of one connection. Only for a peer that has authenticated."""
 
     def __init__(self) -> None:
-        self._layouts: dict[int, _Recipe] = {}
+        self._layouts: dict[int, Layout] = {}
 
     def define(self, pickled: Buffer) -> None:
         """Learn a layout from a frame of the kind `DEFINITION`."""
         layout: Layout = pickle.loads(pickled)
-        self._layouts[layout.number] = _recipe(layout)
+        self._layouts[layout.number] = layout
 
     def by_layout(self, number: int, pickled: Buffer, body: Buffer) -> Any:
         """A message from its layout; its arrays are views of `body`, which nothing else may use."""
-        message_class, constants, arrays, rest = self._layouts[number]
-        values = [[] if value is Field.EMPTY else value for value in constants]
-        for index, shape, dtype, start, table in arrays:
-            array = np.ndarray(shape, dtype, body, start)
-            values[index] = array if table is None else InfoTable(table[0], table[1], array)
-        if rest:
-            if constants[rest[0]] is Field.INT:
-                values[rest[0]] = int.from_bytes(pickled, "little")
-            else:
-                for index, value in zip(rest, pickle.loads(pickled), strict=True):
-                    values[index] = value
-        return message_class(*values)
+        layout = self._layouts[number]
+        values: list[Any] = [None] * (len(layout.arrays) + len(layout.nothing) + len(layout.rest))
+        if layout.whole_number is not None:
+            values.insert(layout.whole_number, int.from_bytes(pickled, "little"))
+        else:
+            for index, value in zip(layout.rest, _rest(layout, pickled), strict=True):
+                values[index] = value
+        for field in layout.arrays:
+            values[field.at] = _array(field, body)
+        return layout.message_class(*values)
+
+    def land(self, number: int, pickled: Buffer, body: memoryview, landing: Landing) -> RowsStepped | None:
+        """Copy a step's arrays to where the trainer wants them; None, and nothing done, where they are others."""
+        return landing.fill(self._layouts[number], pickled, body)
 
 
-class _Recipe(NamedTuple):
-    """A layout as `by_layout` wants it."""
+class Landing:
+    """Where the arrays of the next steps of some rows are copied to as they arrive, so that none is made anew.
 
-    message_class: type
-    constants: list[Any]  # of every field: what needs no frame to be known
-    arrays: list[tuple[int, tuple[int, ...], np.dtype, int, Any]]  # field's index, then as in `ArrayField`
-    rest: list[int]  # indices of the fields that are not arrays and come with the frame
+    Args:
+        step: its arrays are those that are written to: contiguous, and of the dtypes and shapes that are expected.
+    """
+
+    def __init__(self, step: RowsStepped) -> None:
+        self.step = step
+        self._layout: Layout | None = None  # the last one that was asked for ...
+        self._copies: list[tuple[memoryview, int, int]] | None = None  # ... and what of its body goes where
+        self._table: ArrayField | None = None
+
+    def fill(self, layout: Layout, pickled: Buffer, body: memoryview) -> RowsStepped | None:
+        """`step`, with the infos that came; None, and nothing is written, where the layout is another."""
+        if layout is not self._layout:
+            self._adopt(layout)
+        if self._copies is None:
+            return None
+        rest = _rest(layout, pickled) if pickled else None
+        for target, start, stop in self._copies:
+            target[:] = body[start:stop]
+        if self._table is not None:
+            return self.step._replace(infos=_array(self._table, bytearray(body)), reset_infos=rest[0] if rest else [])
+        return self.step if rest is None else self.step._replace(infos=rest[0], reset_infos=rest[1])
+
+    def _adopt(self, layout: Layout) -> None:
+        self._layout, self._copies, self._table = layout, None, None
+        if layout.message_class is not RowsStepped:
+            return
+        arrays = {field.at: field for field in layout.arrays}
+        self._table = arrays.pop(_INFOS, None)
+        targets = {index: value for index, value in enumerate(self.step) if type(value) is np.ndarray}
+        if targets.keys() != arrays.keys():
+            return
+        if any((one.dtype, one.shape) != (arrays[at].dtype, arrays[at].shape) for at, one in targets.items()):
+            return
+        self._copies = [
+            (target.reshape(-1).view(np.uint8).data, arrays[index].start, arrays[index].stop)
+            for index, target in targets.items()
+        ]
 
 
-def _recipe(layout: Layout) -> _Recipe:
-    fields = list(enumerate(layout.fields))
-    return _Recipe(
-        layout.message_class,
-        [None if field is Field.NONE else field for _, field in fields],
-        [(at, field.shape, field.dtype, field.start, field.table) for at, field in fields if type(field) is ArrayField],
-        [at for at, field in fields if field is Field.PICKLED or field is Field.INT],
-    )
+_INFOS = RowsStepped._fields.index("infos")
+
+
+def _kind(value: Any) -> Any:
+    """What a field is in a layout: a `Field`, or an array's dtype, shape and table."""
+    if type(value) is np.ndarray and value.dtype.kind in PLAIN_KINDS and value.flags.c_contiguous:
+        return value.dtype, value.shape, None
+    if type(value) is InfoTable:
+        return value.values.dtype, value.values.shape, (value.keys, value.types)
+    if value is None:
+        return Field.NONE
+    return Field.INT if type(value) is int and 0 <= value < INT_LIMIT else Field.REST
+
+
+def _make_layout(number: int, message_class: type, kinds: tuple[Any, ...]) -> Layout:
+    arrays = []
+    start = 0
+    for index, kind in enumerate(kinds):
+        if type(kind) is not Field:
+            dtype, shape, table = kind
+            stop = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            padding = bytes(-stop % ALIGNMENT)
+            arrays.append(ArrayField(index, dtype, shape, start, stop, padding, table))
+            start = stop + len(padding)
+    nothing = tuple(index for index, kind in enumerate(kinds) if kind is Field.NONE)
+    whole_numbers = [index for index, kind in enumerate(kinds) if kind is Field.INT]
+    rest = tuple(index for index, kind in enumerate(kinds) if kind is Field.REST)
+    if (len(whole_numbers), len(arrays), len(kinds)) != (1, 1, 2):  # no `StepRows`
+        rest = tuple(sorted([*rest, *whole_numbers]))
+        return Layout(number, message_class, tuple(arrays), nothing, None, rest, start)
+    return Layout(number, message_class, tuple(arrays), nothing, whole_numbers[0], rest, start)
+
+
+def _writer(layout: Layout) -> _Writer:
+    """What makes a frame of a message of this layout, and returns None for any other. The hot path: everything that is
+    the same each time is looked up here, once."""
+    number, body_bytes, nothing, rest = layout.number, layout.body_bytes, layout.nothing, layout.rest
+    fields = [(field.at, field.dtype, field.shape, field.padding, field.table) for field in layout.arrays]
+    ndarray, none_pickled = np.ndarray, PREFIX.pack(number, 0, body_bytes)
+    size_bytes = PREFIX.size + body_bytes
+
+    def write(message: Any) -> tuple[list[Buffer], int] | None:
+        buffers: list[Buffer] = [none_pickled]
+        for index, dtype, shape, padding, table in fields:
+            value = message[index]
+            if table is not None:
+                if type(value) is not InfoTable or (value.keys, value.types) != table:
+                    return None
+                value = value.values
+            if type(value) is not ndarray or value.dtype != dtype or value.shape != shape:
+                return None
+            if not value.flags.c_contiguous:
+                return None
+            buffers.append(value)
+            if padding:
+                buffers.append(padding)
+        for index in nothing:
+            if message[index] is not None:
+                return None
+        for index in rest:
+            value = message[index]
+            if type(value) is not list or value:
+                pickled = _dumps(tuple(message[index] for index in rest))
+                buffers[0] = PREFIX.pack(number, len(pickled), body_bytes) + pickled
+                return buffers, size_bytes + len(pickled)
+        return buffers, size_bytes
+
+    if layout.whole_number is None:
+        return write
+    ((array_at, dtype, shape, padding, _),), number_at = fields, layout.whole_number
+    pack = struct.Struct(PREFIX.format + "Q").pack
+
+    def write_step(message: Any) -> tuple[list[Buffer], int] | None:
+        value, whole_number = message[array_at], message[number_at]
+        if type(value) is not ndarray or value.dtype != dtype or value.shape != shape or not value.flags.c_contiguous:
+            return None
+        if type(whole_number) is not int or not 0 <= whole_number < INT_LIMIT:
+            return None
+        return [pack(number, INT_BYTES, body_bytes, whole_number), value, padding], size_bytes + INT_BYTES
+
+    return write_step
+
+
+_Writer = Callable[[Any], Any]
+
+
+def _rest(layout: Layout, pickled: Buffer) -> Any:
+    return pickle.loads(pickled) if pickled else [[] for _ in layout.rest]
+
+
+def _array(field: ArrayField, body: Buffer) -> Any:
+    array = np.ndarray(field.shape, field.dtype, body, field.start)
+    return array if field.table is None else InfoTable(field.table[0], field.table[1], array)
 
 
 def beside_sizes(section: Buffer) -> tuple[tuple[int, ...], int]:
@@ -205,19 +307,3 @@ def _dumps(
     except (pickle.PicklingError, AttributeError, TypeError, ImportError):
         start_again()
         return cloudpickle.dumps(value, protocol=5, buffer_callback=stays_in_the_pickle)
-
-
-def _make_layout(number: int, message_class: type, *kinds: Any) -> Layout:
-    fields: list[ArrayField | Field] = []
-    start = 0
-    for kind in kinds:
-        if type(kind) is Field:
-            fields.append(kind)
-            continue
-        dtype, shape, table = kind
-        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        padding = -size % ALIGNMENT
-        fields.append(ArrayField(dtype, shape, start, padding, table))
-        start += size + padding
-    paddings = tuple(bytes(field.padding) for field in fields if type(field) is ArrayField)
-    return Layout(number, message_class, tuple(fields), start, paddings)

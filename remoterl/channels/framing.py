@@ -24,6 +24,7 @@ from remoterl.channels.codec import (
     Buffer,
     Decoder,
     Encoder,
+    Landing,
     beside_sizes,
 )
 
@@ -108,8 +109,11 @@ class FrameSocket:
 
     # ---- receiving -------------------------------------------------------------------------------------------
 
-    def get(self) -> Any:
+    def get(self, landing: Landing | None = None) -> Any:
         """The next message that has arrived in full, None where more has to come first.
+
+        Args:
+            landing: where the arrays of a small step are wanted. The message is `landing.step` then.
 
         Raises:
             ConnectionError, OSError: the peer is gone.
@@ -122,7 +126,7 @@ class FrameSocket:
                     return None
                 large, self._large = self._large, None
                 self.receives_large = True
-                message = self._decode(large.layout, large.pickled, large.body)
+                message = self._decode(large.layout, large.pickled, large.body, None)
             elif self._end - self._start < PREFIX.size:
                 if not self._receive_more():
                     return None
@@ -143,10 +147,10 @@ class FrameSocket:
                     continue
                 body_start = self._start + PREFIX.size + pickle_bytes
                 pickled = self._view[self._start + PREFIX.size : body_start]
-                body = bytearray(self._view[body_start : self._start + size])
+                body = self._view[body_start : self._start + size]
                 self._start += size
                 self.receives_large = False
-                message = self._decode(layout, pickled, body)
+                message = self._decode(layout, pickled, body, landing)
             if message is not None:
                 return message
 
@@ -174,7 +178,7 @@ class FrameSocket:
             raise ConnectionResetError("the connection was closed by the other end")
         return received
 
-    def _decode(self, layout: int, pickled: Buffer, body: Any) -> Any:
+    def _decode(self, layout: int, pickled: Buffer, body: Any, landing: Landing | None) -> Any:
         if layout == DEFINITION:
             try:
                 self._decoder.define(pickled)
@@ -183,12 +187,18 @@ class FrameSocket:
             return None
         try:
             if layout != PICKLED:
-                return self._decoder.by_layout(layout, pickled, body)
+                if landing is not None and (step := self._decoder.land(layout, pickled, body, landing)) is not None:
+                    return step
+                return self._decoder.by_layout(layout, pickled, self._own(body))
             sizes, at = beside_sizes(pickled)
-            buffers = body if isinstance(body, list) else _split(memoryview(body), sizes)
+            buffers = body if isinstance(body, list) else _split(memoryview(self._own(body)), sizes)
             return pickle.loads(pickled[at:], buffers=buffers)
         except Exception as error:
             raise UndecodableError from error
+
+    def _own(self, body: memoryview) -> Buffer:
+        """A body that stays when more is received."""
+        return bytearray(body) if body.obj is self._small else body
 
     def close(self) -> None:
         """Close this process's end; in a forked child the parent's stays open."""

@@ -20,6 +20,7 @@ from typing import Any, cast
 
 from remoterl.channels import handshake, tls
 from remoterl.channels.base import Channel
+from remoterl.channels.codec import Landing
 from remoterl.channels.cores import SPIN_S, SpareCores
 from remoterl.channels.framing import FrameError, FrameSocket, UndecodableError
 from remoterl.errors import EnvRunnerLostError
@@ -42,10 +43,11 @@ class UnreachableError(Exception):
 class Ticket:
     """The place of one reply."""
 
-    __slots__ = ("channel", "done", "error", "reply")
+    __slots__ = ("channel", "done", "error", "landing", "reply")
 
-    def __init__(self, channel: StreamChannel) -> None:
+    def __init__(self, channel: StreamChannel, landing: Landing | None) -> None:
         self.channel = channel
+        self.landing = landing
         self.done = False
         self.reply: Any = None
         self.error: Exception | None = None
@@ -71,8 +73,8 @@ class StreamChannel(Channel):
         self._sending = threading.Lock()
         streams.add(self)
 
-    def send(self, request: Any) -> Ticket:
-        ticket = Ticket(self)
+    def send(self, request: Any, landing: Landing | None = None) -> Ticket:
+        ticket = Ticket(self, landing)
         with self._sending:
             if not self.lost:
                 self.frames.put(request)
@@ -113,7 +115,7 @@ class StreamChannel(Channel):
         try:
             while True:
                 try:
-                    reply = self.frames.get()
+                    reply = self.frames.get(self._waiting[0].landing if self._waiting else None)
                     if reply is None:
                         return
                     ticket = self._next_ticket()
@@ -172,15 +174,21 @@ class Streams:
         self._reading = threading.Lock()
         self._cores = SpareCores(others=1)
         self._others: set[threading.Event] = set()  # of threads that wait while another reads
+        self._channels: set[StreamChannel] = set()
+        self._polls: dict[StreamChannel, select.poll] = {}  # made once for as long as there are these channels
         self._hears_one = False  # the reader sleeps until one reply is there, whatever else arrives
 
     def add(self, channel: StreamChannel) -> None:
         """Read this one's replies too."""
         self._sockets.add(channel.frames.socket, channel)
+        self._channels.add(channel)
+        self._polls = {}
 
     def remove(self, channel: StreamChannel) -> None:
         """Read it no longer. Idempotent."""
         self._sockets.remove(channel.frames.socket)
+        self._channels.discard(channel)
+        self._polls = {}
 
     def wake(self) -> None:
         """Let whoever reads look again whether its reply is there (or never will be)."""
@@ -282,26 +290,39 @@ class Streams:
         if len(tickets) > 1 and not tickets[-1].done and CAN_POLL:
             self._hears_one = True
             try:
-                if not self._others and not any(one.channel.frames.receives_large for one in tickets):
-                    self._sleep_until(tickets[-1].channel, tickets, deadline)
+                if not self._others and not _any_large(tickets):
+                    last = tickets[-1].channel
+                    if self._hears(last, deadline):  # then the others are probably there too
+                        return [ticket.channel for ticket in tickets if not ticket.done]
                     return self._sockets.ready(0)
             finally:
                 self._hears_one = False
         return self._sockets.ready(_remaining(deadline))
 
-    def _sleep_until(self, last: StreamChannel, tickets: Sequence[Ticket], deadline: float | None) -> None:
-        """Until this one has something to read, one of the others is gone, or somebody calls `wake`."""
+    def _hears(self, last: StreamChannel, deadline: float | None) -> bool:
+        """Sleep until this one has something to read (True), one of the others is gone, or somebody calls `wake`."""
+        polls = self._polls
+        try:
+            waiting = polls.get(last) or polls.setdefault(last, self._poll_for(last))
+        except (ValueError, RuntimeError):  # another thread is just closing one, or opening one
+            return False
+        remaining_s = _remaining(deadline)
+        events = waiting.poll(None if remaining_s is None else remaining_s * 1000)
+        return len(events) == 1 and events[0][0] == last.frames.socket.fileno()
+
+    def _poll_for(self, last: StreamChannel) -> select.poll:
         waiting = select.poll()
         waiting.register(self._alarm, select.POLLIN)
-        try:
-            for ticket in tickets:
-                if not ticket.done and ticket.channel is not last:
-                    waiting.register(ticket.channel.frames.socket, GONE)
-            waiting.register(last.frames.socket, select.POLLIN)
-        except ValueError:  # another thread has just closed it
-            return
-        remaining_s = _remaining(deadline)
-        waiting.poll(None if remaining_s is None else remaining_s * 1000)
+        for channel in self._channels:
+            waiting.register(channel.frames.socket, select.POLLIN if channel is last else GONE)
+        return waiting
+
+
+def _any_large(tickets: Sequence[Ticket]) -> bool:
+    for ticket in tickets:  # noqa: SIM110 - as a generator it costs three times as much
+        if ticket.channel.frames.receives_large:
+            return True
+    return False
 
 
 class _Sockets:

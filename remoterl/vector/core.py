@@ -23,6 +23,7 @@ from gymnasium.vector import AutoresetMode
 from remoterl import messages as m
 from remoterl._logging import logger
 from remoterl.channels.base import Channel
+from remoterl.channels.codec import Landing
 from remoterl.errors import (
     EnvRunnerLostError,
     NotShippableError,
@@ -35,6 +36,7 @@ from remoterl.errors import (
 from remoterl.shipping import StaysLocal
 from remoterl.shipping import ship as ship_or_signal
 from remoterl.vector import recovery
+from remoterl.vector.batches import Columns
 from remoterl.vector.recovery import Rescuer
 
 CLOSE_S = 30.0  # for environments to close themselves, where the caller says nothing
@@ -42,6 +44,7 @@ ATTEMPTS = 3  # to make a part's rows anew before the loss is an error
 UNSENT = object()  # in place of a ticket: the part was lost, and the trainer has not heard of it yet
 REPLIES = frozenset({m.RowsOpened, m.RowsReset, m.RowsStepped, m.RowsCalled})
 OF_EPISODES = frozenset({m.ResetRows, m.StepRows})
+BATCHED = frozenset(m.Semantics) - {m.Semantics.SINGLE, m.Semantics.HOSTED}
 OBSERVATIONS = frozenset({m.RowsReset, m.RowsStepped})
 _part_ids = itertools.count(1)
 
@@ -132,6 +135,9 @@ class VectorCore:
         self.opened: list[m.RowsOpened] = []
         self._seeds: list[Any] = [None] * self.num_rows  # of the last reset that brought any
         self._seen: list[Any] = [None] * len(self._parts)  # each part's last observations
+        self._columns: Columns | None = None
+        self._landings: Sequence[Landing | None] = (None,) * len(self._parts)
+        self._learns_columns = True  # from the first step
         self._pick_channels()
 
     def _pick_channels(self) -> None:
@@ -195,19 +201,26 @@ class VectorCore:
 
     # ---- scatter and gather ------------------------------------------------------------------------------
 
-    def scatter(self, requests: Sequence[Any]) -> Flight:
-        """Send one request to each part, waiting for none. A loss shows when the flight is gathered."""
-        tickets = [self._send(part, request) for part, request in zip(self._parts, requests, strict=True)]
-        complete = not any(ticket is UNSENT or isinstance(ticket, EnvRunnerLostError) for ticket in tickets)
+    def scatter(self, requests: Sequence[Any], landings: Sequence[Landing | None] | None = None) -> Flight:
+        """Send one request to each part, waiting for none. A loss shows when the flight is gathered.
+
+        Args:
+            landings: where each part's reply may land.
+        """
+        tickets = list(map(self._send, self._parts, requests, landings or (None,) * len(self._parts)))
+        complete = True
+        for ticket in tickets:
+            if ticket is UNSENT or type(ticket) is EnvRunnerLostError:
+                complete = False
         return Flight(requests, tickets, complete, self._channels)
 
-    def _send(self, part: Part, request: Any) -> Any:
+    def _send(self, part: Part, request: Any, landing: Landing | None) -> Any:
         """A ticket, or in its place why there is none."""
         waits = not part.is_made or (part.told is not None and type(request) in OF_EPISODES)
         if waits and not part.runner.channel.lost:
             return UNSENT  # the episode that an action was for is over; a reset begins on fresh seeds
         try:
-            return part.runner.channel.send(request)
+            return part.runner.channel.send(request, landing)
         except EnvRunnerLostError as error:
             return error
 
@@ -233,7 +246,19 @@ class VectorCore:
                 break
         if type(replies[0]) in OBSERVATIONS:
             self._seen = [reply.observations for reply in replies]
+            if self._learns_columns and type(replies[0]) is m.RowsStepped:
+                self._learn_columns(replies)
         return replies
+
+    def _learn_columns(self, replies: Sequence[m.RowsStepped]) -> None:
+        self._learns_columns = False
+        if self._semantics in BATCHED and (columns := Columns.like(replies)) is not None:
+            self._columns, self._landings = columns, columns.landings
+
+    def landed(self, replies: Sequence[Any]) -> m.RowsStepped | None:
+        """All rows' arrays, where these replies are a step that has landed in them; the next one overwrites them."""
+        columns = self._columns
+        return columns.step if columns is not None and columns.hold(replies) else None
 
     def reset(
         self, seeds: Sequence[int | None], options: Sequence[Any] | None, mask: Sequence[bool] | None = None
@@ -258,7 +283,8 @@ class VectorCore:
     def step(self, actions: Any) -> Flight:
         """Send a step; `actions` has one action a row and can be sliced."""
         return self.scatter(
-            [m.StepRows(part.id, m.pack(actions[part.rows.start : part.rows.stop])) for part in self._parts]
+            [m.StepRows(part.id, m.pack(actions[part.rows.start : part.rows.stop])) for part in self._parts],
+            self._landings,
         )
 
     def step_whole(self, action: Any) -> Flight:
@@ -555,7 +581,7 @@ class VectorCore:
             asked = tuple(row for row in part.rows if row in wanted)
             if asked:
                 message = request(part.id, asked)
-                sent.append((index, asked, message, self._send(part, message)))
+                sent.append((index, asked, message, self._send(part, message, None)))
         by_row: dict[int, Any] = {}
         errors: list[tuple[RunnerLink, m.RowError]] = []
         for index, asked, message, ticket in sent:

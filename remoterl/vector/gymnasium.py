@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Any
 
 import gymnasium
@@ -23,6 +24,8 @@ from remoterl.messages import InfoTable, Target, rows_of
 from remoterl.vector import batches
 from remoterl.vector.core import Flight, VectorCore
 from remoterl.vector.row_view import RowView
+
+_infos_of = attrgetter("infos")
 
 
 class _RemoteRows(VectorEnv):
@@ -144,23 +147,40 @@ class _RemoteRows(VectorEnv):
 
     def _receive_step(self, flight: Flight, timeout: float | None = None) -> tuple[Any, Any, Any, Any, dict]:
         replies = self._core.gather(flight, timeout)
-        rewards = np.concatenate([reply.rewards for reply in replies])
-        terminations = np.empty(self.num_envs, dtype=np.bool_)
-        truncations = np.empty(self.num_envs, dtype=np.bool_)
+        whole = self._core.landed(replies)
+        if whole is not None:
+            assert whole.truncations is not None
+            rewards, terminations, truncations = (
+                whole.rewards.copy(),
+                whole.terminations.copy(),
+                whole.truncations.copy(),
+            )
+            if self.copy:
+                observations = whole.observations.copy()
+            else:
+                observations = self._whole
+                observations[...] = whole.observations
+        else:
+            rewards = np.concatenate([reply.rewards for reply in replies])
+            terminations = np.concatenate([reply.terminations for reply in replies])
+            truncations = np.concatenate([reply.truncations for reply in replies])
+            observations = self._observe(replies)
+        return observations, rewards, terminations, truncations, self._infos(replies)
+
+    def _infos(self, replies: list[Any]) -> dict[str, Any]:
+        if not any(map(_infos_of, replies)):
+            return {}
         infos: dict[str, Any] = {}
-        for rows, reply in zip(self._core.ranges, replies, strict=True):
-            terminations[rows.start : rows.stop] = reply.terminations
-            truncations[rows.start : rows.stop] = reply.truncations
         if (table := _joined([reply.infos for reply in replies])) is not None:
             columns = np.ascontiguousarray(table.values.T)
             marks = np.ones(columns.shape, np.bool_)
             for key, kind, column, mark in zip(table.keys, table.types, columns, marks, strict=True):
                 infos[key], infos[f"_{key}"] = column.astype(kind, copy=False), mark
-            return self._observe(replies), rewards, terminations, truncations, infos
+            return infos
         for rows, reply in zip(self._core.ranges, replies, strict=True):
             for local_row, info, final in rows_of(reply.infos):
                 infos = self._add_row_info(infos, info, final, rows.start + local_row)
-        return self._observe(replies), rewards, terminations, truncations, infos
+        return infos
 
     def _add_row_info(self, infos: dict, info: dict, final: Any, row: int) -> dict:
         if final is not None:

@@ -85,9 +85,12 @@ class _RemoteRows(VecEnv):
                     self._logs[rows.start + local_row].write_row(info["episode"])
             for local_row, info in reply.reset_infos:
                 self.reset_infos[rows.start + local_row] = info
-        rewards = np.concatenate([reply.rewards for reply in replies])
-        dones = np.concatenate([reply.terminations for reply in replies])
-        return self._observe(replies), rewards, dones, self._infos(infos)
+        if (whole := self._core.landed(replies)) is not None:
+            arrays = whole.observations.copy(), whole.rewards.copy(), whole.terminations.copy()
+        else:
+            rewards = np.concatenate([reply.rewards for reply in replies])
+            arrays = self._observe(replies), rewards, np.concatenate([reply.terminations for reply in replies])
+        return *arrays, self._infos(infos)
 
     def close(self) -> None:
         if not self.closed:

@@ -14,6 +14,7 @@ import functools
 import itertools
 import multiprocessing
 import os
+import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ from ledger import LedgerEnv
 from remoterl import messages as m
 from remoterl.actors.env_runner import EnvRunner
 from remoterl.channels.base import Channel
+from remoterl.channels.codec import Landing
+from remoterl.channels.framing import FrameSocket
 from remoterl.errors import EnvRunnerLostError, RemoteRLError, StepTimeoutError
 from remoterl.placement import split_rows
 from remoterl.shipping import ship
@@ -90,6 +93,7 @@ class Ticket:
     request: Any
     reply: bytes | None = None
     lost: bool = False
+    landing: Landing | None = None
 
 
 class Host:
@@ -151,11 +155,12 @@ class InProcess(Channel):
         super().__init__(f"env runner {number}")
         self._world, self.host = world, host
         self._under_way: list[Ticket] = []
+        self._ends = tuple(map(FrameSocket, socket.socketpair()))
 
-    def send(self, request: Any) -> Ticket:
+    def send(self, request: Any, landing: Landing | None = None) -> Ticket:
         if self.lost or (not self.host.alive and self.host.noticed):
             raise self._dead()
-        ticket = Ticket(request, lost=not self.host.alive)
+        ticket = Ticket(request, lost=not self.host.alive, landing=landing)
         if self.host.alive:
             self.host.inbox.append((ticket, m.encode(request)))
         self._under_way.append(ticket)
@@ -176,10 +181,18 @@ class InProcess(Channel):
         if ticket.lost:
             raise self._dead()
         assert ticket.reply is not None
-        return m.decode(ticket.reply)
+        reply = m.decode(ticket.reply)
+        if ticket.landing is None:
+            return reply
+        theirs, ours = self._ends
+        theirs.put(reply)
+        theirs.flush()
+        return ours.get(ticket.landing)
 
     def close(self) -> None:
         super().close()
+        for end in self._ends:
+            end.close()
         for ticket in self._under_way:
             ticket.lost = True
 

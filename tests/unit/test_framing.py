@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from remoterl import messages as m
-from remoterl.channels.codec import PREFIX, Encoder
+from remoterl.channels.codec import PREFIX, Encoder, Landing
 from remoterl.channels.framing import FrameSocket, UndecodableError
 
 
@@ -25,12 +25,12 @@ class Pair:
     def __init__(self) -> None:
         self.left, self.right = map(FrameSocket, socket.socketpair())
 
-    def carry(self, message: Any) -> Any:
+    def carry(self, message: Any, landing: Landing | None = None) -> Any:
         """Left to right."""
         self.left.put(message)
         while True:
             self.left.flush()
-            arrived = self.right.get()
+            arrived = self.right.get(landing)
             if arrived is not None:
                 return arrived
 
@@ -92,6 +92,91 @@ def test_arrays_of_one_message_are_not_those_of_the_next(pair: Pair) -> None:
     first = pair.carry(stepped(4))
     pair.carry(stepped(4)._replace(rewards=np.full(4, 9.0)))
     assert_same(first, stepped(4))
+
+
+def whole(rows: int) -> m.RowsStepped:
+    """Arrays for twice as many rows."""
+    both = np.zeros(2 * rows, bool)
+    return m.RowsStepped(np.zeros((2 * rows, 4), np.float32), np.zeros(2 * rows), both, both.copy(), [], [])
+
+
+def part_of(step: m.RowsStepped, start: int, stop: int) -> m.RowsStepped:
+    observations, rewards, terminations, truncations = (np.asarray(array)[start:stop] for array in step[:4])
+    return m.RowsStepped(observations, rewards, terminations, truncations, [], [])
+
+
+def test_a_step_lands_in_its_rows(pair: Pair) -> None:
+    wanted = whole(3)
+    landing = Landing(part_of(wanted, 3, 6))
+    for infos in ([], [(1, {"x": 1}, None)], []):
+        arrived = pair.carry(stepped(3, infos=infos), landing)
+        assert_same(arrived, stepped(3, infos=infos))
+        assert arrived.rewards is landing.step.rewards
+    assert_same(part_of(wanted, 3, 6), stepped(3))
+    assert not any(np.any(np.asarray(array)[:3]) for array in wanted[:4])
+
+
+def test_a_step_with_a_table_lands(pair: Pair) -> None:
+    landing = Landing(part_of(whole(3), 0, 3))
+    table = m.InfoTable(("x", "y"), (float, int), np.arange(6.0).reshape(3, 2))
+    for number in range(2):
+        arrived = pair.carry(stepped(3)._replace(infos=table._replace(values=table.values + number)), landing)
+        assert arrived.rewards is landing.step.rewards
+        assert_same(arrived, stepped(3)._replace(infos=table._replace(values=table.values + number)))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        stepped(4),
+        stepped(3, (5,)),
+        stepped(3)._replace(rewards=np.ones(3, np.float32)),
+        stepped(3)._replace(truncations=None),
+        stepped(3)._replace(observations=[1, 2, 3]),
+        stepped(5000),
+        m.RowsCalled([1, 2, 3]),
+        m.RowsFailed([]),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_what_is_not_as_wanted_does_not_land(pair: Pair, other: Any) -> None:
+    wanted = whole(3)
+    landing = Landing(part_of(wanted, 0, 3))
+    assert_same(pair.carry(stepped(3), landing), stepped(3))
+    assert_same(pair.carry(other, landing), other)
+    assert_same(part_of(wanted, 0, 3), stepped(3))
+    assert_same(pair.carry(stepped(3), landing), stepped(3))
+
+
+def test_what_lands_may_come_in_pieces(pair: Pair) -> None:
+    encoder, landing = Encoder(), Landing(part_of(whole(3), 0, 3))
+    for _ in range(2):
+        for byte in b"".join(encoder.encode(stepped(3))[0]):
+            pair.left.socket.send(bytes([byte]))
+            arrived = pair.right.get(landing)
+        assert_same(arrived, stepped(3))
+
+
+def test_the_fields_of_a_step_may_change_from_one_to_the_next(pair: Pair) -> None:
+    """The writer that was right for the last one is asked first."""
+    turned = np.arange(12, dtype=np.float32).reshape(4, 3).T
+    for message in (
+        stepped(3),
+        stepped(3)._replace(truncations=None),
+        stepped(3)._replace(observations=turned),
+        stepped(3)._replace(infos=None),
+        stepped(3)._replace(infos=m.InfoTable(("x",), (float,), np.ones((3, 1)))),
+        stepped(3)._replace(infos=m.InfoTable(("y",), (float,), np.ones((3, 1)))),
+        m.StepRows(1, np.arange(3)),
+        m.StepRows(2, np.arange(3)),
+        m.StepRows(2**70, np.arange(3)),
+        m.StepRows(1, turned),
+        m.StepRows(1, [1, 2, 3]),
+        m.StepRows(1, None),
+        m.StepRows(1, 5),
+        stepped(3),
+    ):
+        assert_same(pair.carry(message), message)
 
 
 def test_layouts_without_end_fall_back_to_pickles(pair: Pair) -> None:

@@ -116,13 +116,19 @@ def test_a_stack_is_numpys(values: list) -> None:
     comparing.assert_same(rows_module._stack(values), np.stack(values))
 
 
-def test_only_what_fits_is_batched_the_short_way() -> None:
-    batch = np.zeros((2, 3), np.float32)
-    fits = [np.array([1, 2, 3], np.float32), np.array([4, 5, 6], np.float32)]
-    assert rows_module._batched(fits, batch) and batch.tolist() == [[1, 2, 3], [4, 5, 6]]
+@pytest.mark.parametrize("rows", [2, 3000])
+def test_only_what_fits_is_batched_the_short_way(rows: int) -> None:
+    batch = np.zeros((rows, 3), np.float32)
+    fits = [np.array([row, 2, 3], np.float32) for row in range(rows)]
+    comparing.assert_same(rows_module._batched(fits, batch), np.stack(fits))
     for other in ([1, 2, 3], np.zeros(3), np.zeros(2, np.float32), np.zeros((1, 3), np.float32)):
-        assert not rows_module._batched([fits[0], other], batch)
-    assert not rows_module._batched([np.int64(1)] * 2, np.zeros(2, np.int64))
+        assert rows_module._batched([*fits[:-1], other], batch) is None
+
+
+def test_numbers_are_batched_the_short_way_where_they_are_of_the_spaces_dtype() -> None:
+    comparing.assert_same(rows_module._batched([np.int64(1), 2], np.zeros(2, np.int64)), np.array([1, 2]))
+    assert rows_module._batched([1.0, 2], np.zeros(2, np.int64)) is None
+    assert rows_module._batched([np.int64(1)] * 3000, np.zeros(3000, np.int64)) is None
 
 
 def test_only_a_number_under_each_key_of_each_row_is_a_table() -> None:
