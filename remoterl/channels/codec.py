@@ -69,8 +69,8 @@ class Encoder:
     """Turns the messages of one direction of one connection into frames. Frames must be sent in order."""
 
     def __init__(self) -> None:
-        self._layouts: dict[Any, Layout] = {}
-        self._usual: dict[type, _Writer] = {}  # by each class's last layout: steps of the same rows have the same one
+        self._writers: dict[Any, _Writer] = {}  # one a layout
+        self._usual: dict[type, _Writer] = {}  # each class's last one: steps of the same rows have the same layout
 
     def encode(self, message: Any) -> tuple[list[Buffer], int]:
         """The buffers to send, one after the other, and how many bytes they have together.
@@ -91,20 +91,19 @@ class Encoder:
     def _by_other_layout(self, message: Any) -> tuple[list[Buffer], int] | None:
         """By one that was used before, or a new one, whose definition goes ahead; None where it has no layout."""
         kinds = tuple(_kind(value) for value in message)
-        key = (type(message), kinds)
-        layout, is_new = self._layouts.get(key), False
-        if layout is None:
-            if len(self._layouts) == MAX_LAYOUTS or all(type(kind) is Field for kind in kinds):
-                return None
-            layout, is_new = _make_layout(len(self._layouts) + 1, type(message), kinds), True
+        write = self._writers.get((type(message), kinds))
+        if write is not None:
+            self._usual[type(message)] = write
+            return write(message)
+        if len(self._writers) == MAX_LAYOUTS or all(type(kind) is Field for kind in kinds):
+            return None
+        layout = _make_layout(len(self._writers) + 1, type(message), kinds)
         write = _writer(layout)
         buffers, size_bytes = write(message)
-        self._layouts[key], self._usual[type(message)] = layout, write
-        if is_new:
-            definition = pickle.dumps(layout, protocol=5)
-            buffers = [PREFIX.pack(DEFINITION, len(definition), 0), definition, *buffers]
-            size_bytes += PREFIX.size + len(definition)
-        return buffers, size_bytes
+        self._writers[type(message), kinds] = self._usual[type(message)] = write
+        definition = pickle.dumps(layout, protocol=5)
+        head = PREFIX.pack(DEFINITION, len(definition), 0)
+        return [head, definition, *buffers], len(head) + len(definition) + size_bytes
 
 
 class Decoder:

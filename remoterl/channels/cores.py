@@ -10,7 +10,7 @@ import os
 import time
 from pathlib import Path
 
-SPIN_S = 0.0006  # what waking a process costs, a few times over
+SPIN_S = 0.0005  # what waking a process costs, a few times over
 RECOUNT_S = 5.0
 
 
