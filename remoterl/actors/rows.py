@@ -597,11 +597,7 @@ def _is_plain(key: Any) -> bool:
 
 def _column(values: list[Any], dtype: Any) -> np.ndarray:
     """One value a row, each as an assignment into an array of this dtype converts it."""
-    with contextlib.suppress(Exception):
-        column = np.array(values)
-        if column.dtype == dtype and column.ndim == 1:
-            return column
-    if set(map(type, values)) <= _SCALARS:
+    if _SCALARS.issuperset(map(type, values)):
         return np.array(values, dtype=dtype)
     column = np.zeros(len(values), dtype=dtype)
     for row, value in enumerate(values):
