@@ -64,6 +64,8 @@ def _cells(quick: bool, only: str) -> list[Cell]:
     for wanted in plans.figures():
         if re.search(only, str(wanted.cell)):
             cells.update({wanted.cell: None, wanted.baseline: None})
+            if wanted.at_least:
+                cells[plans.limit(wanted.cell)] = None
     rest = [*(cell for cell, _ in plans.ideal()), *plans.others(), *plans.growth(quick)]
     cells.update((cell, None) for cell in rest if re.search(only, str(cell)))
     return list(cells)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +38,29 @@ def gymnasium_async(cell: Cell) -> Step:
     from gymnasium.vector import AsyncVectorEnv
 
     return _gymnasium(AsyncVectorEnv, cell)
+
+
+def processes_without_messages(cell: Cell) -> Step:
+    """As many processes as there are env runners, each a SyncVectorEnv of its share of rows, which never talk.
+
+    What a machine's cores can do at most, where a step of this process's stands for one of all rows.
+    """
+    share = cell.rows // cell.env_runners
+    step = gymnasium_sync(Cell(cell.contender, cell.work, share))
+    beside: list[Any] = []
+
+    def step_share(actions: Any) -> Any:
+        if not beside:  # started with the first step: before, the machine is waited for until it is idle
+            for _ in range(cell.env_runners - 1):
+                beside.append(multiprocessing.get_context("fork").Process(target=step_on, args=(actions,), daemon=True))
+                beside[-1].start()
+        return step(actions[:share])
+
+    def step_on(actions: Any) -> None:
+        while True:
+            step(actions[:share])
+
+    return step_share
 
 
 def _gymnasium(vector_class: type, cell: Cell) -> Step:
@@ -124,6 +148,7 @@ def envpool(cell: Cell) -> Step:
 LOCAL: dict[str, Callable[[Cell], Step]] = {
     "Gymnasium SyncVectorEnv": gymnasium_sync,
     "Gymnasium AsyncVectorEnv": gymnasium_async,
+    "processes without messages": processes_without_messages,
     "SB3 DummyVecEnv": sb3_dummy,
     "SB3 SubprocVecEnv": sb3_subproc,
     "gymnasium.make": single,

@@ -8,6 +8,7 @@ from benchmarks.contenders import BY_HAND, Cell
 
 SYNC, ASYNC = "Gymnasium SyncVectorEnv", "Gymnasium AsyncVectorEnv"
 DUMMY, SUBPROC = "SB3 DummyVecEnv", "SB3 SubprocVecEnv"
+LIMIT = "processes without messages"
 CARTPOLE, CHEETAH, PONG = "CartPole-v1", "HalfCheetah-v5", "ALE/Pong-v5"
 CONNECTIONS = ("driver", "client")
 CHANNELS = ("stream", "actor")
@@ -45,6 +46,11 @@ def figures() -> list[Wanted]:
         cell = Cell(f"remoterl SB3 actor {connection}", CARTPOLE, rows)
         wanted.append(Wanted(cell, Cell(SUBPROC, CARTPOLE, rows), at_least))
     return wanted
+
+
+def limit(cell: Cell) -> Cell:
+    """What the cores of this machine can do at most, with the rows and env runners of a cell."""
+    return Cell(LIMIT, cell.work, cell.rows, cell.env_runners)
 
 
 def ideal() -> list[tuple[Cell, float]]:

@@ -57,28 +57,31 @@ def _show_rates(results: Results, console: Console) -> None:
 
 def _show_figures(results: Results, console: Console) -> None:
     table = Table(title="Against the alternatives, ratios of medians", title_justify="left")
-    for column in ("what", "against", "measured", "wanted"):
+    for column in ("what", "against", "measured", "wanted", "the cores' limit"):
         table.add_column(column)
-    for name, against, measured, wanted in figures(results):
-        table.add_row(name, against, measured, wanted)
+    for line in figures(results):
+        table.add_row(*line)
     if table.row_count:
         console.print(table)
 
 
-def figures(results: Results) -> list[tuple[str, str, str, str]]:
-    """Every wanted figure whose cells were measured: what, against what, measured, wanted."""
+def figures(results: Results) -> list[tuple[str, str, str, str, str]]:
+    """Every wanted figure whose cells were measured: what, against what, measured, wanted, what the cores can do."""
     lines = []
     for wanted in plans.figures():
         name, baseline = f"{wanted.cell.contender}, {wanted.cell.work}, {wanted.cell.rows}", wanted.baseline.contender
         if wanted.at_most_us:
             above = median(results, wanted.cell, "step_us") - median(results, wanted.baseline, "step_us")
-            lines.append((name, baseline, f"{above:.0f} us above", f"at most {wanted.at_most_us:.0f} us"))
+            lines.append((name, baseline, f"{above:.0f} us above", f"at most {wanted.at_most_us:.0f} us", ""))
         else:
-            ratio = median(results, wanted.cell) / median(results, wanted.baseline)
-            lines.append((name, baseline, f"{ratio:.1f} x", f"{wanted.at_least} x"))
+            ratio, most = (
+                median(results, cell) / median(results, wanted.baseline)
+                for cell in (wanted.cell, plans.limit(wanted.cell))
+            )
+            lines.append((name, baseline, f"{ratio:.1f} x", f"{wanted.at_least} x", f"{most:.1f} x"))
     for cell, step_us in plans.ideal():
         ratio = step_us / median(results, cell, "step_us")
-        lines.append((f"{cell.contender}, {cell.work}, {cell.rows}", "the ideal", f"{ratio:.2f}", "0.95"))
+        lines.append((f"{cell.contender}, {cell.work}, {cell.rows}", "the ideal", f"{ratio:.2f}", "0.95", "1"))
     return [line for line in lines if "nan" not in line[2]]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -22,7 +23,7 @@ class Failed:
 
 
 def take_turns(opened: Opened, contenders: Mapping[str, tuple[Any, ...]], rounds: int) -> dict[str, list[Any]]:
-    """What each contender measured in each round; a first one, to warm up, is left out.
+    """What each contender measured in each round; a first one, to warm up, is left out. Standard error tells of each.
 
     Args:
         opened: a context manager that sets a contender up and gives the function that measures once; importable.
@@ -50,6 +51,7 @@ def take_turns(opened: Opened, contenders: Mapping[str, tuple[Any, ...]], rounds
             for name, pipe in pipes.items():
                 pipe.send("go")
                 answer = _answer(pipe)
+                print(f"{f'round {turn} of {rounds}' if turn else 'warming up'}: {name}: {answer}", file=sys.stderr)
                 if turn:
                     measured[name].append(answer)
     return measured

@@ -105,7 +105,7 @@ class StepTimeoutError(RemoteRLError, TimeoutError):
 
 
 class HubLostError(RemoteRLError, ConnectionError):
-    """The cluster's hub is gone, and with it the session: environments are closed, new ones are local."""
+    """The cluster's hub is gone, and with it the session: environments are closed until the next `init()`."""
 
 
 class CapacityError(RemoteRLError):

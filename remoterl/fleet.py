@@ -75,22 +75,25 @@ class Fleet:
             return None
         units = self.reserved.take(1)
         if not units:
-            raise CapacityError(
-                f"All {len(self.reserved.nodes)} env runners of the reservation are in use. Ask for fewer, or reserve "
-                "more."
-            )
+            raise _all_in_use(self.reserved)
         return self.reserved.strategy(units[0])
 
     # ---- placing ---------------------------------------------------------------------------------------------
 
     def place(self, deadline: float, at_most: int | None = None) -> bool:
-        """Place as many as the trainer asks for (`at_most`: no more); False, with a line, where there is no unit."""
+        """Place as many as the trainer asks for (`at_most`: no more); False, with a line, where there is no unit.
+
+        Raises:
+            CapacityError: every unit of the reservation has its actor.
+        """
         if self._reservation is not None:
             reservation, self._reservation = self._reservation, None
             return self._create_granted(capacity.take(reservation), deadline)
         if self.reserved is not None:
             while not (units := self.reserved.take(at_most)) and time.monotonic() + RETRY_PERIOD_S < deadline:
                 time.sleep(RETRY_PERIOD_S)
+            if not units:
+                raise _all_in_use(self.reserved)
             return self._create_granted(self.reserved.looked_at_again(), deadline, units)
         labels = self._config.labels
         waited = False
@@ -422,6 +425,12 @@ class Fleet:
             ray.kill(actor)
         except Exception as error:
             logger.debug("an env runner was gone already: %s", error)
+
+
+def _all_in_use(grant: capacity.Grant) -> CapacityError:
+    return CapacityError(
+        f"All {len(grant.nodes)} env runners of the reservation are in use. Ask for fewer, or reserve more."
+    )
 
 
 def _spread(

@@ -9,12 +9,14 @@ Row numbers are those of the whole vector env, unless a field says local.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
 import cloudpickle
 import numpy as np
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
 from remoterl.shipping import ship, unship
@@ -25,10 +27,14 @@ class Semantics(Enum):
 
     GYMNASIUM_SYNC = "SyncVectorEnv"
     GYMNASIUM_ASYNC = "AsyncVectorEnv"
+    GYMNASIUM_ASYNC_UNSHARED = "AsyncVectorEnv(shared_memory=False)"
     SB3_DUMMY = "DummyVecEnv"
     SB3_SUBPROC = "SubprocVecEnv"
     SINGLE = "Env"
     HOSTED = "VectorEnv"
+
+
+ARRAY_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)  # a row's value is one array
 
 
 class Target(Enum):
@@ -193,6 +199,11 @@ class RowsCalled(NamedTuple):
 
     results: list[Any]
     arrays: list[list[np.ndarray]] | None = None
+
+
+def arrays_among(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[np.ndarray]:
+    """The arrays that a call may write into, in the order in which both ends list them."""
+    return [argument for argument in (*args, *kwargs.values()) if isinstance(argument, np.ndarray)]
 
 
 class RemoteMethod(NamedTuple):

@@ -231,6 +231,7 @@ class Session:
 
     def simulators_know(self, env_id: str) -> bool:
         """See `patches.backend.Backend.simulators_know`."""
+        self._require_hub()
         deadline, reserved = time.monotonic() + self._config.timeout_s, self.fleet.reserved
         simulators = directory.find_simulators(deadline, labels=self.labels if reserved is None else None)
         if reserved is not None:
@@ -243,6 +244,7 @@ class Session:
     @contextmanager
     def room_for(self, needs: Mapping[str, float], what: str, rows_here: bool = False) -> Iterator[None]:
         """See `patches.backend.Backend.room_for`."""
+        self._require_hub()
         with self._lock:
             if needs:
                 if freed := self.fleet.let_go_idle():
@@ -259,6 +261,7 @@ class Session:
 
     def units(self) -> tuple[int, int] | None:
         """See `patches.backend.Backend.units`."""
+        self._require_hub()
         if capacity.is_autoscaling():
             return None
         deadline = time.monotonic() + self._config.timeout_s
@@ -289,6 +292,7 @@ class Session:
 
     def _runners_for(self, env_id: str | None) -> list[RunnerLink]:
         """The env runners whose simulator can make this id; all of them where the trainer can mirror it."""
+        self._require_hub()
         fleet = self.fleet
         if not fleet.runners and not fleet.place(time.monotonic() + self._config.timeout_s, self._at_most):
             raise CapacityError(

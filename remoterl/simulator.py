@@ -56,9 +56,9 @@ class SimulatorRun:
     def _run(self) -> bool:
         config = self.config
         deadline = time.monotonic() + config.timeout_s
-        hub = _hub_address(config, deadline)
+        hub = _hub_address(config, deadline, self._stop)
         if hub is _UNREACHABLE:
-            return False
+            return self._stop.is_set()  # told to leave while it looked for the hub
         api_key = probe.checked_key(hub, config.api_key) if hub is not None else config.api_key or auth.make_key()
         with ExitStack() as ending:
             ending.callback(auth.use_key(api_key))
@@ -263,27 +263,29 @@ class _LostError(Exception):
 _UNREACHABLE = Address("local")  # a value that no simulator's address has
 
 
-def _hub_address(config: SimulatorConfig, deadline: float) -> Address | None:
-    """The hub's GCS address, None where a hub is to be started here, `_UNREACHABLE`."""
+def _hub_address(config: SimulatorConfig, deadline: float, stopped: threading.Event) -> Address | None:
+    """The hub's GCS address, None where a hub is to be started here, `_UNREACHABLE` (and why, unless `stopped`)."""
     address = config.address
     if address is None or address.kind == "auto":
         found = connection.running_address()
         if found is None and address is not None:
-            found = connection.find_running(deadline)
+            found = connection.find_running(deadline, stopped)
             if found is None:
-                logger.error("No Ray runs on this machine. Give the hub's address, or none to start a hub here.")
+                if not stopped.is_set():
+                    logger.error("No Ray runs on this machine. Give the hub's address, or none to start a hub here.")
                 return _UNREACHABLE
         if found is None:
             logger.info("No address was given and no Ray runs on this machine: starting a hub here.")
             return None
         address = found
-    if not probe.wait_for_hub(address, config.api_key, max(0.1, deadline - time.monotonic())):
-        logger.error(
-            "No hub answers at %s within %.0f s. Check that it runs, that host and port are right (6379 by "
-            "default), and that no firewall is between.",
-            address,
-            config.timeout_s,
-        )
+    if not probe.wait_for_hub(address, config.api_key, max(0.1, deadline - time.monotonic()), stopped):
+        if not stopped.is_set():
+            logger.error(
+                "No hub answers at %s within %.0f s. Check that it runs, that host and port are right (6379 by "
+                "default), and that no firewall is between.",
+                address,
+                config.timeout_s,
+            )
         return _UNREACHABLE
     return _through_client(address, config) if address.kind == "client" else address
 

@@ -6,6 +6,7 @@ so that Ray ends it with the trainer. It answers messages (see `messages`) which
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pickle
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -20,7 +22,7 @@ import psutil
 
 from remoterl import messages as m
 from remoterl._protocol import spoken
-from remoterl.actors import children, directory, registry
+from remoterl.actors import children, directory, registry, shortcuts
 from remoterl.actors.rows import Rows, RowsError, open_rows, row_error
 from remoterl.errors import RemoteEnvError
 from remoterl.shipping import unship
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 REPORT_PERIOD_S = 1.0
 REMIND_PERIOD_S = 5.0  # of what did not change: the `Simulator` actor may be another one by now
 REPORT_TIMEOUT_S = 10.0
+# How late Linux may wake the thread that steps environments: 50 us by itself, after each `sleep` of theirs, or wait
+# for a device.
+TIMER_SLACK_NS = 1_000
 ACCEPT_S = 10.0  # the trainer's half of the handshake is over when it asks to be served
 
 
@@ -65,6 +70,8 @@ class EnvRunner:
         }
         if simulator is not None:
             children.end_with_this_process()
+            _wake_punctually()
+            shortcuts.take()
             threading.Thread(target=self._report, args=(simulator,), name="report", daemon=True).start()
 
     def open_stream(self) -> m.StreamOffer:
@@ -113,18 +120,15 @@ class EnvRunner:
             return m.encode(self._unpicklable(request, reply, error))
 
     def _answer(self, request: Any) -> Any:
-        reply = self._reply(request)
+        try:
+            reply = self._handlers[type(request)](request)
+        except RowsError as error:
+            reply = m.RowsFailed(error.errors)
+        except BaseException as error:
+            reply = m.RowsFailed([_general_error(error)])
         if os.getpid() != self._pid:  # an environment forked, and this is the child, come back from there
             os._exit(0)
         return reply
-
-    def _reply(self, request: Any) -> Any:
-        try:
-            return self._handlers[type(request)](request)
-        except RowsError as error:
-            return m.RowsFailed(error.errors)
-        except BaseException as error:
-            return m.RowsFailed([_general_error(error)])
 
     def _unpicklable(self, request: Any, reply: Any, error: Exception) -> m.RowsFailed:
         """In place of a reply that could not be pickled, or for a request that could not be unpickled."""
@@ -250,3 +254,8 @@ def _resolve(env_id: str) -> Any:
 
 def _general_error(error: BaseException) -> m.RowError:
     return row_error(-1, f"(process {os.getpid()}, Python {sys.version.split()[0]})", error)
+
+
+def _wake_punctually() -> None:
+    with contextlib.suppress(OSError):  # not Linux, or no permission
+        Path("/proc/self/timerslack_ns").write_text(str(TIMER_SLACK_NS))

@@ -28,6 +28,7 @@ from gymnasium.vector.utils import batch_space, concatenate, create_empty_array,
 from remoterl.actors.monitor import require_gymnasium_env
 from remoterl.actors.registry import portable_spec
 from remoterl.messages import (
+    ARRAY_SPACES,
     InfoTable,
     RemoteMethod,
     RemoteObject,
@@ -38,6 +39,7 @@ from remoterl.messages import (
     RowsStepped,
     Semantics,
     Target,
+    arrays_among,
     encode,
 )
 from remoterl.shipping import ship_exception, unship
@@ -114,7 +116,7 @@ class Rows(ABC):
         def one(row: int) -> Any:
             args, kwargs = arguments()
             value = _value(self._attribute(row, name, target), name, args, kwargs, call)
-            arrays.append([argument for argument in args if isinstance(argument, np.ndarray)])
+            arrays.append(arrays_among(args, kwargs))
             return value
 
         results = self._each(self._local(rows), one)
@@ -192,18 +194,19 @@ class Rows(ABC):
 
 
 class GymnasiumRows(Rows):
-    """Rows of a `SyncVectorEnv` or `AsyncVectorEnv`."""
+    """Rows of a `SyncVectorEnv`."""
+
+    _refuses_finished_rows = True  # to step one in DISABLED mode
+    _resets_begin_anew = True  # a row that was reset is not finished, whatever it was before
 
     def __init__(
         self,
         factories: Sequence[Callable[[], gymnasium.Env]],
         row_numbers: Sequence[int],
         autoreset_mode: AutoresetMode,
-        strict: bool,
     ) -> None:
         super().__init__(factories, row_numbers)
         self._mode = autoreset_mode
-        self._strict = strict  # SyncVectorEnv refuses to step a finished row in DISABLED mode
         self._space = self.envs[0].observation_space
         self._observations: list[Any] = [None] * len(self)
         self._buffer = create_empty_array(self._space, n=len(self), fn=np.zeros)
@@ -217,7 +220,8 @@ class GymnasiumRows(Rows):
         def one(row: int) -> None:
             seed = self._seed(row, seeds[row])
             self._observations[row], info = self.envs[row].reset(seed=seed, options=options[row])
-            self._finished[row] = False
+            if self._resets_begin_anew:
+                self._finished[row] = False
             if info:
                 infos.append((row, info))
 
@@ -228,15 +232,16 @@ class GymnasiumRows(Rows):
             self._name_misfits(error, self._require_fit)
 
     def step(self, actions: Any) -> RowsStepped:
-        rewards: list[Any] = [0.0] * len(self)
-        terminations: list[Any] = [False] * len(self)
-        truncations: list[Any] = [False] * len(self)
+        num_rows = len(self.envs)
+        rewards: list[Any] = [0.0] * num_rows
+        terminations: list[Any] = [False] * num_rows
+        truncations: list[Any] = [False] * num_rows
         observations, finished = self._observations, self._finished
         infos: list[tuple[int, dict[str, Any], Any]] = []
         errors: list[RowError] = []
         next_step = self._mode == AutoresetMode.NEXT_STEP
         same_step = self._mode == AutoresetMode.SAME_STEP
-        refuses = self._strict and not next_step and not same_step
+        refuses = self._refuses_finished_rows and not next_step and not same_step
         for row, env in enumerate(self.envs):
             try:
                 if finished[row] and next_step:
@@ -261,14 +266,15 @@ class GymnasiumRows(Rows):
         if errors:
             raise RowsError(errors)
         try:
-            terminated_rows, truncated_rows = _column(terminations, np.bool_), _column(truncations, np.bool_)
-            self._finished = (terminated_rows | truncated_rows).tolist()
+            ends = _column(terminations + truncations, np.bool_)
+            terminated_rows, truncated_rows = ends[:num_rows], ends[num_rows:]
+            self._finished = [ended or cut for ended, cut in zip(terminations, truncations, strict=True)]
             return RowsStepped(
                 self._batch(),
                 self._rewards(rewards),
                 terminated_rows,
                 truncated_rows,
-                _tabled(infos, len(self)),
+                _tabled(infos, num_rows),
                 [],
             )
         except Exception as error:
@@ -281,8 +287,7 @@ class GymnasiumRows(Rows):
             self._name_misfits(error, fits)
 
     def _rewards(self, values: list[Any]) -> np.ndarray:
-        """SyncVectorEnv assigns them to a column; AsyncVectorEnv makes an array, of rewards of shape (1,) two axes."""
-        return _column(values, np.float64) if self._strict else np.array(values, dtype=np.float64)
+        return _column(values, np.float64)
 
     def revive(self, seeds: Sequence[int | None], observations: Any) -> None:
         super().revive(seeds, observations)
@@ -294,15 +299,41 @@ class GymnasiumRows(Rows):
         batch = _batched(self._observations, self._buffer)
         if batch is not None:
             return batch
-        self._buffer = concatenate(self._space, self._observations, self._buffer)
+        self._buffer = concatenate(self._space, [self._stored(one) for one in self._observations], self._buffer)
         return self._buffer
+
+    def _stored(self, observation: Any) -> Any:
+        """As it is when it is put beside the others."""
+        return observation
 
     def _require_fit(self, row: int) -> None:
         observation = self._observations[row]
         try:
-            concatenate(self._space, [observation], create_empty_array(self._space, n=1, fn=np.zeros))
+            concatenate(self._space, [self._stored(observation)], create_empty_array(self._space, n=1, fn=np.zeros))
         except Exception as error:
             raise _misfit(error, observation, self._space) from error
+
+
+class UnsharedAsyncRows(GymnasiumRows):
+    """Rows of an `AsyncVectorEnv(shared_memory=False)`.
+
+    Its worker knows of a reset after an episode's end only with shared memory: the next step resets once more.
+    """
+
+    _refuses_finished_rows = False
+    _resets_begin_anew = False
+
+    def _rewards(self, values: list[Any]) -> np.ndarray:
+        return np.array(values, dtype=np.float64)  # of rewards of shape (1,) two axes
+
+
+class AsyncRows(UnsharedAsyncRows):
+    """Rows of an `AsyncVectorEnv`, which writes observations into memory of their space's type and size."""
+
+    _resets_begin_anew = True
+
+    def _stored(self, observation: Any) -> Any:
+        return _written(self._space, observation)
 
 
 class StableBaselinesRows(Rows):
@@ -436,7 +467,8 @@ class WholeRows(Rows):
             observation, reward, terminated, truncated, info = self.envs[0].step(actions)
         except BaseException as error:
             raise RowsError([self._row_error(0, error)]) from error
-        return RowsStepped(observation, reward, terminated, truncated, [(0, info, None)], [])
+        infos = [(0, info, None)] if info or type(info) is not dict else []
+        return RowsStepped(observation, reward, terminated, truncated, infos, [])
 
     def describe(self) -> RowsOpened:
         env = self.envs[0]
@@ -472,9 +504,11 @@ def open_rows(semantics: Semantics, factories: bytes, rows: Sequence[int], mode:
     """
     fns = unship(factories)
     if semantics is Semantics.GYMNASIUM_SYNC:
-        return GymnasiumRows(fns, rows, mode, strict=True)
+        return GymnasiumRows(fns, rows, mode)
     if semantics is Semantics.GYMNASIUM_ASYNC:
-        return GymnasiumRows(fns, rows, mode, strict=False)
+        return AsyncRows(fns, rows, mode)
+    if semantics is Semantics.GYMNASIUM_ASYNC_UNSHARED:
+        return UnsharedAsyncRows(fns, rows, mode)
     if semantics is Semantics.SB3_DUMMY:
         return StableBaselinesRows(fns, rows, buffers=True)
     if semantics is Semantics.SB3_SUBPROC:
@@ -526,6 +560,19 @@ def _name(env: Any) -> str:
         return ""
     spec = getattr(env, "spec", None)
     return spec.id if isinstance(spec, EnvSpec) else type(getattr(env, "unwrapped", env)).__name__
+
+
+def _written(space: spaces.Space, value: Any) -> Any:
+    """As Gymnasium's `write_to_shared_memory` does it: any type is cast, any shape of the right size will do."""
+    if isinstance(space, spaces.Dict):
+        return {key: _written(subspace, value[key]) for key, subspace in space.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_written(subspace, part) for subspace, part in zip(space.spaces, value, strict=False))
+    if not isinstance(space, ARRAY_SPACES):
+        return value
+    memory = np.empty(space.shape or (), space.dtype)
+    np.copyto(memory.reshape(-1), np.asarray(value, dtype=space.dtype).flatten())
+    return memory
 
 
 def _leaves(space: spaces.Space) -> list[tuple[Any, spaces.Space]]:

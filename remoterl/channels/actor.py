@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from remoterl.channels.base import Channel
 from remoterl.channels.codec import Landing
@@ -59,21 +59,20 @@ class ActorChannel(Channel):
     ) -> list[Any]:
         import ray
 
-        first = channels[0]
-        assert isinstance(first, ActorChannel)
-        first._require_connection()
+        ours = cast("Sequence[ActorChannel]", channels)
+        ours[0]._require_connection()
         try:  # one request to Ray for all of them: through Ray Client each is a round trip
             replies = _get(list(tickets), timeout_s, channels)
         except ray.exceptions.GetTimeoutError:  # whose is late?
             return super().receive_all(channels, tickets, 0.0)
         except (ray.exceptions.RayError, ConnectionError):  # whose was it? ask one by one
             return super().receive_all(channels, tickets, timeout_s)
-        return [first._decode(reply) for reply in replies]
+        return [channel._decode(reply) for channel, reply in zip(ours, replies, strict=True)]
 
     def _decode(self, reply: bytes) -> Any:
         try:
             return decode(reply)
-        except ImportError as error:
+        except Exception as error:
             raise self._undecodable(error) from error
 
     def _require_connection(self) -> None:

@@ -32,7 +32,7 @@ class Channel(ABC):
         """Send a request (see `messages`) without waiting; returns the ticket of its reply.
 
         Args:
-            landing: where the reply's arrays may be put, so that none is made for them; the reply is its `step` then.
+            landing: where the reply may be received, if it is a small step, so that no memory is made for it.
         """
 
     @abstractmethod

@@ -19,6 +19,7 @@ import numpy as np
 from remoterl.channels.codec import (
     DEFINITION,
     MAX_FRAME_BYTES,
+    MAX_LANDING_BYTES,
     PICKLED,
     PREFIX,
     Buffer,
@@ -28,7 +29,7 @@ from remoterl.channels.codec import (
     beside_sizes,
 )
 
-SMALL_BYTES = 65_536
+SMALL_BYTES = MAX_LANDING_BYTES  # what arrives in a landing and does not fit is copied to where small frames are read
 MAX_BUFFERS_A_CALL = 64  # of what the operating system takes in one sendmsg
 WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -45,8 +46,9 @@ class FrameSocket:
         self._encoder, self._decoder = Encoder(), Decoder()
         # OpenSSL has one state for both directions.
         self._lock = threading.Lock() if isinstance(connected, ssl.SSLSocket) else None
+        self._pending = connected.pending if isinstance(connected, ssl.SSLSocket) else None
         self._can_gather = hasattr(connected, "sendmsg")  # not on Windows
-        self._unsent: deque[memoryview] = deque()
+        self._unsent: deque[bytes | memoryview] = deque()  # of bytes
         self._small = bytearray(SMALL_BYTES)
         self._view = memoryview(self._small)
         self._start = self._end = 0  # what of `_small` is received and not yet read
@@ -63,7 +65,7 @@ class FrameSocket:
         """
         buffers, size_bytes = self._encoder.encode(message)
         if size_bytes <= SMALL_BYTES:
-            self._unsent.append(memoryview(b"".join(buffers)))
+            self._unsent.append(b"".join(buffers))
         else:
             views = [memoryview(buffer) for buffer in buffers]
             self._unsent.extend(view.cast("B") for view in views if view.nbytes)
@@ -77,18 +79,15 @@ class FrameSocket:
         unsent = self._unsent
         while unsent:
             try:
-                sent = self._send()
+                sent = self.socket.send(unsent[0]) if self._lock is None and len(unsent) == 1 else self._send()
             except WOULD_BLOCK:
                 return False
-            if len(unsent) == 1 and sent == unsent[0].nbytes:
-                unsent.clear()
-                return True
             while sent:
                 first = unsent.popleft()
-                if sent < first.nbytes:
-                    unsent.appendleft(first[sent:])
+                if sent < len(first):
+                    unsent.appendleft(memoryview(first)[sent:])
                     break
-                sent -= first.nbytes
+                sent -= len(first)
         return True
 
     def _send(self) -> int:
@@ -103,9 +102,7 @@ class FrameSocket:
     @property
     def has_more(self) -> bool:
         """May `get` find something that no `select` would tell of, because it has been received already?"""
-        if self._start != self._end:
-            return True
-        return isinstance(self.socket, ssl.SSLSocket) and self.socket.pending() > 0
+        return self._start != self._end or (self._pending is not None and self._pending() > 0)
 
     # ---- receiving -------------------------------------------------------------------------------------------
 
@@ -113,44 +110,66 @@ class FrameSocket:
         """The next message that has arrived in full, None where more has to come first.
 
         Args:
-            landing: where the arrays of a small step are wanted. The message is `landing.step` then.
+            landing: where to receive the next message, if it is a small step.
 
         Raises:
             ConnectionError, OSError: the peer is gone.
             FrameError: the peer is broken.
             UndecodableError: the message can't be unpickled here; the next one can be read.
         """
+        if self._start == self._end and self._large is None:
+            if landing is not None and landing.view is not None:
+                if (received := self._receive_into(landing.view)) == 0:
+                    return None
+                try:
+                    step = landing.take(received)
+                except Exception as error:
+                    raise UndecodableError from error
+                if step is not None:
+                    self.receives_large = False
+                    return step
+                self._view[:received] = landing.view[:received]
+            elif (received := self._receive_into(self._view)) == 0:
+                return None
+            self._start, self._end = 0, received
         while True:
             if self._large is not None:
                 if not self._large.fill(self._receive_into):
                     return None
                 large, self._large = self._large, None
                 self.receives_large = True
-                message = self._decode(large.layout, large.pickled, large.body, None)
+                message = self._decode(large.layout, large.pickled, large.body)
             elif self._end - self._start < PREFIX.size:
                 if not self._receive_more():
                     return None
                 continue
             else:
                 layout, pickle_bytes, body_bytes = PREFIX.unpack_from(self._small, self._start)
-                size = PREFIX.size + pickle_bytes + body_bytes
-                if size > SMALL_BYTES:
-                    if size > MAX_FRAME_BYTES:
-                        raise FrameError(f"the other end announced {size} bytes, which no message has")
-                    self._start += PREFIX.size
+                start = self._start + PREFIX.size
+                end = start + pickle_bytes + body_bytes
+                if end - self._start > SMALL_BYTES:
+                    if end - start > MAX_FRAME_BYTES:
+                        raise FrameError(f"the other end announced {end - start} bytes, which no message has")
                     self._large = _LargeFrame(layout, pickle_bytes, body_bytes)
-                    self._start += self._large.take(self._view[self._start : self._end])
+                    self._start = start + self._large.take(self._view[start : self._end])
                     continue
-                if self._end - self._start < size:
+                if self._end < end:
                     if not self._receive_more():
                         return None
                     continue
-                body_start = self._start + PREFIX.size + pickle_bytes
-                pickled = self._view[self._start + PREFIX.size : body_start]
-                body = self._view[body_start : self._start + size]
-                self._start += size
+                self._start = end
                 self.receives_large = False
-                message = self._decode(layout, pickled, body, landing)
+                reader = self._decoder.readers.get(layout)
+                if reader is not None:
+                    between = start + body_bytes
+                    try:  # what is cut out of `_small` is a copy, and stays when more is received
+                        if landing is not None:
+                            self._decoder.prepare(layout, pickle_bytes, landing)
+                        return reader(self._small[between:end], self._small[start:between])
+                    except Exception as error:
+                        raise UndecodableError from error
+                between = start + pickle_bytes
+                message = self._decode(layout, self._view[start:between], self._small[between:end])
             if message is not None:
                 return message
 
@@ -178,7 +197,7 @@ class FrameSocket:
             raise ConnectionResetError("the connection was closed by the other end")
         return received
 
-    def _decode(self, layout: int, pickled: Buffer, body: Any, landing: Landing | None) -> Any:
+    def _decode(self, layout: int, pickled: Buffer, body: Any) -> Any:
         if layout == DEFINITION:
             try:
                 self._decoder.define(pickled)
@@ -187,18 +206,12 @@ class FrameSocket:
             return None
         try:
             if layout != PICKLED:
-                if landing is not None and (step := self._decoder.land(layout, pickled, body, landing)) is not None:
-                    return step
-                return self._decoder.by_layout(layout, pickled, self._own(body))
+                return self._decoder.readers[layout](pickled, body)
             sizes, at = beside_sizes(pickled)
-            buffers = body if isinstance(body, list) else _split(memoryview(self._own(body)), sizes)
+            buffers = body if isinstance(body, list) else _split(memoryview(body), sizes)
             return pickle.loads(pickled[at:], buffers=buffers)
         except Exception as error:
             raise UndecodableError from error
-
-    def _own(self, body: memoryview) -> Buffer:
-        """A body that stays when more is received."""
-        return bytearray(body) if body.obj is self._small else body
 
     def close(self) -> None:
         """Close this process's end; in a forked child the parent's stays open."""
@@ -222,24 +235,23 @@ class _LargeFrame:
         self.body: Any = None
         self._body_bytes = body_bytes
         self._targets: deque[memoryview] = deque([self.pickled] if pickle_bytes else [])
+        if layout != PICKLED:
+            self.body = _uninitialized(body_bytes)
+            if body_bytes:
+                self._targets.appendleft(self.body)
         self._make_body_when_known()
 
     def _make_body_when_known(self) -> None:
         if self._targets or self.body is not None:
             return
-        if self.layout == PICKLED:
-            try:
-                sizes, _ = beside_sizes(self.pickled)
-            except struct.error as error:
-                raise FrameError(f"the other end sent a message without its sizes ({error})") from error
-            if sum(sizes) != self._body_bytes:
-                raise FrameError(f"the other end announced {self._body_bytes} bytes, then {sum(sizes)}")
-            self.body = [_uninitialized(size) for size in sizes]
-            self._targets.extend(buffer for buffer in self.body if buffer.nbytes)
-        else:
-            self.body = _uninitialized(self._body_bytes)
-            if self._body_bytes:
-                self._targets.append(self.body)
+        try:
+            sizes, _ = beside_sizes(self.pickled)
+        except struct.error as error:
+            raise FrameError(f"the other end sent a message without its sizes ({error})") from error
+        if sum(sizes) != self._body_bytes:
+            raise FrameError(f"the other end announced {self._body_bytes} bytes, then {sum(sizes)}")
+        self.body = [_uninitialized(size) for size in sizes]
+        self._targets.extend(buffer for buffer in self.body if buffer.nbytes)
 
     def take(self, arrived: memoryview) -> int:
         """Copy what came with the prefix; returns how many bytes were used."""

@@ -16,7 +16,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, cast, overload
 
 from remoterl.channels import handshake, tls
 from remoterl.channels.base import Channel
@@ -32,6 +32,7 @@ KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 5, "TCP_USER
 WRITE_CHECK_S = 0.05
 CAN_POLL = hasattr(select, "poll")
 GONE = getattr(select, "POLLRDHUP", 0)  # beside what `poll` always tells of
+LONGEST_WAIT_S = 86_400.0  # of one call: the operating system takes no more than 24 days, and we look again
 LOCAL_BUFFER_BYTES = 1 << 22
 LOCAL_S = 0.1  # for a place in an env runner's local queue; through the network it has another
 
@@ -77,13 +78,19 @@ class StreamChannel(Channel):
         ticket = Ticket(self, landing)
         with self._sending:
             if not self.lost:
-                self.frames.put(request)
-                self._waiting.append(ticket)
+                is_queued = False
                 try:
+                    self.frames.put(request)
+                    is_queued = True
+                    self._waiting.append(ticket)
                     if not self.frames.flush():
                         self._streams.wait_to_send(self)
                 except OSError as error:
                     self.lose(error)
+                except BaseException as error:
+                    if is_queued or not isinstance(error, Exception):  # else it could not be pickled, and that is all
+                        self.lose("this process was interrupted while it sent")
+                    raise
             if self.lost:  # also where another thread found out while we were sending
                 self.lose("its stream is closed")
                 raise self._gone("its stream is closed")
@@ -98,20 +105,23 @@ class StreamChannel(Channel):
     def receive_all(
         cls, channels: Sequence[Channel], tickets: Sequence[Any], timeout_s: float | None = None
     ) -> list[Any]:
-        first = cast(StreamChannel, channels[0])
-        first._streams.wait(tickets, timeout_s)
+        tickets[0].channel._streams.wait(tickets, timeout_s)
         replies: list[Any] = []
         for channel, ticket in zip(channels, tickets, strict=True):
             if not ticket.done:
                 replies.append(channel._late(timeout_s))
-            elif type(ticket.error) is EnvRunnerLostError:
-                replies.append(ticket.error)
+            elif ticket.error is None or type(ticket.error) is EnvRunnerLostError:
+                replies.append(ticket.error or ticket.reply)
             else:
-                replies.append(_result(ticket))
+                raise ticket.error
         return replies
 
     def read(self) -> None:
-        """Give the replies that have arrived to their tickets. One thread at a time: see `Streams`."""
+        """Give the replies that have arrived to their tickets. One thread at a time: see `Streams`.
+
+        Where Ctrl-C comes in the middle of this, nobody knows what has been read: the stream is lost, and what every
+        later reply would answer is not in doubt.
+        """
         try:
             while True:
                 try:
@@ -130,6 +140,9 @@ class StreamChannel(Channel):
             self.lose(str(error))
         except OSError as error:
             self.lose(error)
+        except BaseException:
+            self.lose("this process was interrupted while it read")
+            raise
 
     def _next_ticket(self) -> Ticket:
         if not self._waiting:
@@ -171,7 +184,8 @@ class Streams:
         self._alarm.setblocking(False)
         self._sockets.add(self._alarm, None)
         weakref.finalize(self, _close_all, self._sockets, self._alarm, self._bell).atexit = False
-        self._reading = threading.Lock()
+        # Whose turn it is to read: taken by `setdefault`, as safe as a lock, and after a Ctrl-C it says whose it is.
+        self._reader: dict[str, int] = {}
         self._cores = SpareCores(others=1)
         self._others: set[threading.Event] = set()  # of threads that wait while another reads
         self._channels: set[StreamChannel] = set()
@@ -223,29 +237,36 @@ class Streams:
         writing: StreamChannel | None = None,
     ) -> bool:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while not is_done():
-            if self._reading.acquire(blocking=False):
-                try:
-                    self._read(is_done, deadline, tickets, writing)
-                finally:
-                    self._reading.release()
-                    for event in list(self._others):
-                        event.set()
-            else:
+        reader, me = self._reader, threading.get_ident()
+        try:
+            while reader.setdefault("is", me) != me:
                 self._let_another_read(is_done, WRITE_CHECK_S if writing is not None else _remaining(deadline))
-            if deadline is not None and time.monotonic() >= deadline:
-                return is_done()
-        return True
+                if is_done():
+                    return True
+                if deadline is not None and time.monotonic() >= deadline:
+                    return False
+            return self._read(is_done, deadline, tickets, writing) or is_done()
+        finally:
+            if reader.get("is") == me:
+                reader.clear()
+                self._tell_others()
+
+    def _tell_others(self) -> None:
+        if self._others:
+            for event in list(self._others):
+                event.set()
 
     def _let_another_read(self, is_done: Callable[[], bool], timeout_s: float | None) -> None:
         event = threading.Event()
-        self._others.add(event)
-        if self._hears_one:
-            self.wake()
-        # Either may have come true before the reader could see our event.
-        if not is_done() and self._reading.locked():
-            event.wait(timeout_s)
-        self._others.discard(event)
+        try:
+            self._others.add(event)
+            if self._hears_one:
+                self.wake()
+            # Either may have come true before the reader could see our event.
+            if not is_done() and self._reader:
+                event.wait(timeout_s)
+        finally:
+            self._others.discard(event)
 
     def _read(
         self,
@@ -253,29 +274,27 @@ class Streams:
         deadline: float | None,
         tickets: Sequence[Ticket],
         writing: StreamChannel | None,
-    ) -> None:
+    ) -> bool:
+        """Until it is done (True), or the deadline has passed."""
         if writing is not None:
             self._sockets.watch_writing(writing.frames.socket, True)
         try:
             while not is_done():
-                for channel in self._spin() or self._sleep(tickets, deadline):
+                for channel in (self._cores.enough() and self._spin()) or self._sleep(tickets, deadline):
                     if channel is None:
                         self._alarm.recv(1)
                     else:
                         channel.read()
-                if self._others:
-                    for event in list(self._others):
-                        event.set()
+                self._tell_others()
                 if deadline is not None and time.monotonic() >= deadline:
-                    return
+                    return False
+            return True
         finally:
             if writing is not None and not writing.lost:
                 self._sockets.watch_writing(writing.frames.socket, False)
 
     def _spin(self) -> Sequence[StreamChannel | None]:
-        """What becomes ready at once, where this process has a core to look from."""
-        if not self._cores.enough():
-            return ()
+        """What becomes ready at once, for a process that has a core to look from."""
         until = time.perf_counter() + SPIN_S
         while not (ready := self._sockets.ready(0)) and time.perf_counter() < until:
             os.sched_yield()
@@ -287,12 +306,11 @@ class Streams:
         Where several small replies are awaited, one wake-up is enough for all: that of the request which was sent
         last, and is probably answered last. To be woken for each takes a core from an env runner that still steps.
         """
-        if len(tickets) > 1 and not tickets[-1].done and CAN_POLL:
+        if len(tickets) > 1 and not tickets[-1].done and CAN_POLL and not _any_large(tickets):
             self._hears_one = True
             try:
-                if not self._others and not _any_large(tickets):
-                    last = tickets[-1].channel
-                    if self._hears(last, deadline):  # then the others are probably there too
+                if not self._others:
+                    if self._hears(tickets[-1].channel, deadline):  # then the others are probably there too
                         return [ticket.channel for ticket in tickets if not ticket.done]
                     return self._sockets.ready(0)
             finally:
@@ -306,8 +324,7 @@ class Streams:
             waiting = polls.get(last) or polls.setdefault(last, self._poll_for(last))
         except (ValueError, RuntimeError):  # another thread is just closing one, or opening one
             return False
-        remaining_s = _remaining(deadline)
-        events = waiting.poll(None if remaining_s is None else remaining_s * 1000)
+        events = waiting.poll() if deadline is None else waiting.poll(_remaining(deadline) * 1000)
         return len(events) == 1 and events[0][0] == last.frames.socket.fileno()
 
     def _poll_for(self, last: StreamChannel) -> select.poll:
@@ -441,8 +458,14 @@ def _close_all(*closable: Any) -> None:
         one.close()
 
 
+@overload
+def _remaining(deadline: float) -> float: ...
+@overload
+def _remaining(deadline: None) -> None: ...
+@overload
+def _remaining(deadline: float | None) -> float | None: ...
 def _remaining(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - time.monotonic())
+    return None if deadline is None else min(max(0.0, deadline - time.monotonic()), LONGEST_WAIT_S)
 
 
 def _result(ticket: Ticket) -> Any:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from remoterl.config import HOST_VARIABLE, PORTS_VARIABLE
 from remoterl.errors import RemoteRLError
 
 START_TIMEOUT_S = 90.0
@@ -55,8 +56,9 @@ def private_cluster(console: Any, simulators: int = 2) -> Iterator[str]:
     key = auth.random_key()
     with tempfile.TemporaryDirectory(prefix="remoterl-demo-", dir="/tmp") as folder:
         before = {name: os.environ.get(name) for name in ("REMOTERL_API_KEY", "RAY_TMPDIR")}
-        environment = {**os.environ, "REMOTERL_API_KEY": key, "RAY_TMPDIR": folder}
-        for name in ("REMOTERL_ADDRESS", "RAY_ADDRESS"):
+        # Neither the hub that is registered here, nor one that a variable names; nor ports, which two can't share.
+        environment = {**os.environ, "REMOTERL_API_KEY": key, "REMOTERL_HOME": folder, "RAY_TMPDIR": folder}
+        for name in ("REMOTERL_ADDRESS", "RAY_ADDRESS", HOST_VARIABLE, PORTS_VARIABLE):
             environment.pop(name, None)
         processes: list[subprocess.Popen[bytes]] = []
         before_sigterm = signal.signal(signal.SIGTERM, _leave)

@@ -8,7 +8,13 @@ from typing import Annotated
 import typer
 
 from remoterl.cli.options import Host, Ports
-from remoterl.config import DEFAULT_CLIENT_PORT, DEFAULT_DASHBOARD_PORT, DEFAULT_GCS_PORT, HOST_VARIABLE
+from remoterl.config import (
+    DEFAULT_CLIENT_PORT,
+    DEFAULT_DASHBOARD_PORT,
+    DEFAULT_GCS_PORT,
+    HOST_VARIABLE,
+    PORTS_VARIABLE,
+)
 
 app = typer.Typer()
 
@@ -40,7 +46,8 @@ def hub(
     from remoterl.config import parse_ports
 
     host = host or os.environ.get(HOST_VARIABLE) or None
-    rest = None if ports is None else parse_ports(ports, "--ports")
+    source, ports = "--ports" if ports else PORTS_VARIABLE, ports or os.environ.get(PORTS_VARIABLE) or None
+    rest = None if ports is None else parse_ports(ports, source)
     chosen = node.Ports(gcs=port, client=client_port, dashboard=dashboard_port, rest=rest)
     if block:
         hubs.run(

@@ -21,7 +21,10 @@ Host = Annotated[
 ]
 Ports = Annotated[
     str | None,
-    typer.Option("--ports", help="FIRST-LAST: every other port lies in this range, for a firewall. Default: any."),
+    typer.Option(
+        "--ports",
+        help="FIRST-LAST: every other port lies in this range, for a firewall. Default: REMOTERL_PORTS, or any.",
+    ),
 ]
 Labels = Annotated[
     list[str] | None,

@@ -46,12 +46,12 @@ def key_environment(api_key: str | None) -> dict[str, str]:
 def make_key() -> str:
     """The token that Ray finds on this machine, made once by Ray's own rules (`~/.ray/auth_token`) if none.
 
-    The file gets mode 0600.
+    The file gets mode 0600. One that is empty (a disk was full) is none: no key would mean that Ray checks none.
     """
     from ray._private.authentication import authentication_token_setup as setup
 
     path = setup._get_default_token_path()
-    if not path.exists():
+    if not path.exists() or not path.read_text().strip():
         old_umask = os.umask(0o077)
         try:
             setup.generate_and_save_token()

@@ -130,8 +130,8 @@ def connect(
     return Connection(kind, str(address), context, close, address)
 
 
-def find_running(deadline: float) -> Address | None:
-    """The hub of a Ray that runs on this machine, by Ray's own rules; looked for until `deadline`."""
+def find_running(deadline: float, stopped: threading.Event = probe.NEVER) -> Address | None:
+    """The hub of a Ray that runs on this machine, by Ray's own rules; looked for until `deadline`, or `stopped`."""
     said = False
     while True:
         address, left_s = running_address(), deadline - time.monotonic()
@@ -140,7 +140,8 @@ def find_running(deadline: float) -> Address | None:
         if not said and left_s > 1:
             said = True
             logger.info("Waiting for a Ray on this machine, for %.0f s at most ...", left_s)
-        time.sleep(probe.RETRY_PERIOD_S)
+        if stopped.wait(probe.RETRY_PERIOD_S):
+            return None
 
 
 def running_address() -> Address | None:
@@ -267,13 +268,8 @@ def _ray_init(address: str, runtime_env: Mapping[str, Any] | None, **options: An
     if runtime_env:
         options["runtime_env"] = dict(runtime_env)
     try:
-        with _own_sigterm_handler():
+        with _own_sigterm_handler(), _no_client_mode_after_failure():
             return ray.init(address, **options)
-    except ConnectionError:
-        from ray._private.client_mode_hook import _explicitly_disable_client_mode
-
-        _explicitly_disable_client_mode()  # a failed connection leaves it on, and every later call would use it
-        raise
     except RuntimeError as error:
         if "version mismatch" in str(error).lower():
             raise VersionMismatchError(
@@ -284,6 +280,20 @@ def _ray_init(address: str, runtime_env: Mapping[str, Any] | None, **options: An
         raise RemoteRLError(f"Ray could not connect to {address}: {error}") from error
     except ValueError as error:
         raise ConfigurationError(f"Ray could not connect to {address}: {error}") from error
+
+
+@contextmanager
+def _no_client_mode_after_failure() -> Iterator[None]:
+    """A failed connection leaves Ray in client mode, and every later call would go to a client that is not there."""
+    import ray
+    from ray._private.client_mode_hook import _explicitly_disable_client_mode
+
+    try:
+        yield
+    except BaseException:
+        if not ray.util.client.ray.is_connected():
+            _explicitly_disable_client_mode()
+        raise
 
 
 @contextmanager

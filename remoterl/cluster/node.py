@@ -32,6 +32,8 @@ FORK_SAFE = {"GRPC_ENABLE_FORK_SUPPORT": "0"}
 # Ray starts workers with a niceness of 15, behind everything else that the machine does. To step is what a simulator
 # is for, and its trainer waits for every one of them.
 NOT_NICE = {"RAY_worker_niceness": "0"}
+# Ray looks for new log files ten times a second while there are few: up to 4 % of a core. This makes it twice a second.
+RARE_LOOKS = {"RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0"}
 # What environments started (game engines, mostly) ends with their env runner, also where that was killed or crashed.
 END_CHILDREN = {"RAY_process_group_cleanup_enabled": "1"}
 # A machine that vanished without a word is missed after 39 s (three times 3 s and 10 s). Ray's five times take longer
@@ -136,6 +138,7 @@ class Node:
         self._dashboard_host = dashboard_host
         self._ports = ports or Ports()
         self._process: subprocess.Popen[bytes] | None = None
+        self._claims: list[socket.socket] = []
         self.client_port: int | None = None
         self.dashboard_port: int | None = None
 
@@ -174,13 +177,13 @@ class Node:
         if self._host is not None:
             arguments += ["--node-ip-address", self._host]
         if self._hub is None:
-            self.client_port = self._ports.client or _free_port(DEFAULT_CLIENT_PORT)
-            self.dashboard_port = self._ports.dashboard or _free_port(DEFAULT_DASHBOARD_PORT)
+            self.client_port = self._ports.client or self._claim_port(DEFAULT_CLIENT_PORT)
+            self.dashboard_port = self._ports.dashboard or self._claim_port(DEFAULT_DASHBOARD_PORT)
             if self._dashboard_host is not None:
                 arguments += ["--dashboard-host", self._dashboard_host]
             arguments += [
                 "--head",
-                "--port", str(self._ports.gcs or _free_port(DEFAULT_GCS_PORT)),
+                "--port", str(self._ports.gcs or self._claim_port(DEFAULT_GCS_PORT)),
                 "--ray-client-server-port", str(self.client_port),
                 "--include-dashboard", "true",  # jobs are submitted there
                 "--dashboard-port", str(self.dashboard_port),
@@ -197,6 +200,7 @@ class Node:
                 env={
                     **FORK_SAFE,
                     **NOT_NICE,
+                    **RARE_LOOKS,
                     **(END_CHILDREN if self._units else {}),
                     **(MISSED_WITHIN_A_MINUTE if self.is_hub else {}),
                     **_own_python_first(),
@@ -255,7 +259,29 @@ class Node:
                 process.wait()
             if address and self._marker.exists() and self._marker.read_text().strip() == address:
                 self._marker.unlink(missing_ok=True)
+        while self._claims:
+            self._claims.pop().close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _claim_port(self, preferred: int) -> int:
+        """This port, or another where it is taken; no second hub that starts on this machine chooses it too.
+
+        Ray listens on it seconds later. Until then, a name that only one process may have stands for it.
+        """
+        port = preferred
+        while True:
+            claim = socket.socket(socket.AF_UNIX)
+            try:
+                claim.bind(f"\0remoterl-port-{port}")
+                if _is_free(port):
+                    self._claims.append(claim)
+                    return port
+            except OSError:
+                pass
+            claim.close()
+            with socket.socket() as candidate:
+                candidate.bind(("", 0))
+                port = candidate.getsockname()[1]
 
     @property
     def _log(self) -> Path:
@@ -283,14 +309,6 @@ def _short_temporary_folder() -> str | None:
     """Ray's socket paths may not pass 107 bytes, and it adds about 70 to the folder it is given."""
     folder = tempfile.gettempdir()
     return folder if len(folder) <= 20 else "/tmp"
-
-
-def _free_port(preferred: int) -> int:
-    if _is_free(preferred):
-        return preferred
-    with socket.socket() as candidate:
-        candidate.bind(("", 0))
-        return candidate.getsockname()[1]
 
 
 def _is_free(port: int) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import threading
 import time
 import uuid
 from enum import Enum
@@ -23,6 +24,7 @@ from remoterl.errors import AuthenticationError, ConfigurationError
 RETRY_PERIOD_S = 0.3
 ONE_PROBE_S = 3.0
 MARK = b"remoterl:hub"
+NEVER = threading.Event()  # of who is not to be stopped
 
 
 class Answer(Enum):
@@ -90,11 +92,11 @@ def _mark(stub: Any, metadata: Any, timeout_s: float) -> bytes:
         return b""
 
 
-def wait_for_hub(address: Address, api_key: str | None, timeout_s: float) -> bool:
+def wait_for_hub(address: Address, api_key: str | None, timeout_s: float, stopped: threading.Event = NEVER) -> bool:
     """Ask until the hub answers.
 
     Returns:
-        False where nobody answered within `timeout_s`.
+        False where nobody answered within `timeout_s`, or before `stopped` was set.
 
     Raises:
         AuthenticationError: the hub refused the key, or wants one and got none.
@@ -124,9 +126,8 @@ def wait_for_hub(address: Address, api_key: str | None, timeout_s: float) -> boo
                 )
             return True
         _refuse_other_tls(address, min(ONE_PROBE_S, max(0.1, deadline - time.monotonic())))
-        if time.monotonic() + RETRY_PERIOD_S >= deadline:
+        if time.monotonic() + RETRY_PERIOD_S >= deadline or stopped.wait(RETRY_PERIOD_S):
             return False
-        time.sleep(RETRY_PERIOD_S)
 
 
 def checked_key(address: Address, api_key: str | None) -> str | None:

@@ -15,6 +15,7 @@ import importlib
 import importlib.abc
 import importlib.util
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -117,6 +118,8 @@ def _check_same_signature(original: Any, replacement: Any) -> None:
 class AfterImport(importlib.abc.MetaPathFinder):
     """Calls a function once, right after a module is first imported. `remove` takes it off `sys.meta_path`.
 
+    It waits on where somebody only asks whether the module exists (`importlib.util.find_spec`), or its import fails.
+
     Args:
         module: its full name.
         then: what is called.
@@ -132,6 +135,7 @@ class AfterImport(importlib.abc.MetaPathFinder):
         self._module = module
         self._then = then
         self._during = during
+        self._asking = threading.local()  # the other finders, in whose answer we are not to look for ourselves
 
     def arm(self) -> None:
         """Call at once where the module is already there, else wait for its import."""
@@ -147,14 +151,22 @@ class AfterImport(importlib.abc.MetaPathFinder):
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
         """Let the other finders find it, and add our call behind the module's own code."""
-        if fullname != self._module:
+        if fullname != self._module or getattr(self._asking, "now", False):
             return None
-        self.remove()
-        spec = importlib.util.find_spec(fullname)
+        self._asking.now = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._asking.now = False
         if spec is None or spec.loader is None:
             return None
-        spec.loader = _ThenLoader(spec.loader, self._then, self._during)
+        spec.loader = _ThenLoader(spec.loader, self._call, self._during)
         return spec
+
+    def _call(self) -> None:
+        if self in sys.meta_path:  # not removed meanwhile, nor called for another spec of this module
+            self.remove()
+            self._then()
 
 
 class _ThenLoader(importlib.abc.Loader):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gymnasium.vector import AutoresetMode
@@ -16,12 +16,15 @@ from remoterl.shipping import StaysLocal
 
 
 def becoming_remote(
-    original: Callable[..., None], local_class: type, remote_class: Any, semantics: Semantics
+    original: Callable[..., None],
+    local_class: type,
+    remote_class: Any,
+    semantics: Callable[[Mapping[str, Any]], Semantics],
 ) -> Callable[..., None]:
     """A replacement of `local_class.__init__` that opens the rows remotely, or here where they can't travel.
 
     `remote_class.__init__(instance, core, arguments)` sets the instance up; `arguments` are those of the
-    local class by name, defaults included.
+    local class by name, defaults included. `semantics` picks the rows' rules by them.
     """
     signature = inspect.signature(original)
 
@@ -37,7 +40,7 @@ def becoming_remote(
             with building_locally():
                 return original(self, env_fns, *args, **kwargs)
         try:
-            core = backend().open(env_fns, semantics, mode)
+            core = backend().open(env_fns, semantics(arguments), mode)
         except StaysLocal as reason:
             say_local(local_class.__name__, reason)
             with building_locally():

@@ -129,11 +129,18 @@ class MakeVectorEnv:
 
 
 def _sync_init(original: Callable[..., None]) -> Callable[..., None]:
-    return becoming_remote(original, SyncVectorEnv, RemoteSyncVectorEnv, Semantics.GYMNASIUM_SYNC)
+    return becoming_remote(original, SyncVectorEnv, RemoteSyncVectorEnv, lambda _: Semantics.GYMNASIUM_SYNC)
 
 
 def _async_init(original: Callable[..., None]) -> Callable[..., None]:
-    return becoming_remote(original, AsyncVectorEnv, RemoteAsyncVectorEnv, Semantics.GYMNASIUM_ASYNC)
+    return becoming_remote(
+        original,
+        AsyncVectorEnv,
+        RemoteAsyncVectorEnv,
+        lambda arguments: (
+            Semantics.GYMNASIUM_ASYNC if arguments["shared_memory"] else Semantics.GYMNASIUM_ASYNC_UNSHARED
+        ),
+    )
 
 
 def _refuse_human_rendering(kwargs: dict[str, Any]) -> None:

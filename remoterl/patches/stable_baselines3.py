@@ -20,11 +20,11 @@ from remoterl.vector.sb3 import RemoteDummyVecEnv, RemoteSubprocVecEnv
 
 
 def _dummy_init(original: Callable[..., None]) -> Callable[..., None]:
-    return becoming_remote(original, DummyVecEnv, RemoteDummyVecEnv, Semantics.SB3_DUMMY)
+    return becoming_remote(original, DummyVecEnv, RemoteDummyVecEnv, lambda _: Semantics.SB3_DUMMY)
 
 
 def _subproc_init(original: Callable[..., None]) -> Callable[..., None]:
-    return becoming_remote(original, SubprocVecEnv, RemoteSubprocVecEnv, Semantics.SB3_SUBPROC)
+    return becoming_remote(original, SubprocVecEnv, RemoteSubprocVecEnv, lambda _: Semantics.SB3_SUBPROC)
 
 
 def _make_vec_env_code(  # type: ignore[no-untyped-def]

@@ -4,66 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from gymnasium import Space, spaces
 from gymnasium.vector.utils import create_empty_array
 
-from remoterl.channels.codec import Landing
-from remoterl.channels.framing import SMALL_BYTES
-from remoterl.messages import RowsStepped
-
-ARRAY_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
-
-
-class Columns(NamedTuple):
-    """The arrays of all rows, in which small steps land as they arrive: what they hold is the last step that did.
-
-    Attributes:
-        step: observations, rewards, terminations and truncations, the row on axis 0.
-        landings: one for each part's rows of them.
-    """
-
-    step: RowsStepped
-    landings: tuple[Landing, ...]
-
-    @classmethod
-    def like(cls, replies: Sequence[RowsStepped]) -> Columns | None:
-        """For steps like this one; None where they can't land: not plain arrays of one kind, or too large."""
-        arrays = list(zip(*(reply[:4] for reply in replies), strict=True))
-        if all(part is None for part in arrays[3]):  # Stable-Baselines3 has no truncations
-            del arrays[3]
-        if not all(map(_fit, arrays)) or sum(parts[0].nbytes for parts in arrays) > SMALL_BYTES // 2:
-            return None
-        wholes = [np.concatenate(parts) for parts in arrays]
-        landings, start = [], 0
-        for reply in replies:
-            stop = start + len(reply.rewards)
-            landings.append(Landing(_step([whole[start:stop] for whole in wholes])))
-            start = stop
-        return cls(_step(wholes), tuple(landings))
-
-    def hold(self, replies: Sequence[RowsStepped]) -> bool:
-        """Is this the step that these replies tell of?"""
-        for reply, landing in zip(replies, self.landings, strict=True):  # noqa: SIM110 - as a generator: three times
-            if reply.rewards is not landing.step.rewards:
-                return False
-        return True
-
-
-def _step(arrays: list[np.ndarray]) -> RowsStepped:
-    observations, rewards, terminations, *truncations = arrays
-    return RowsStepped(observations, rewards, terminations, truncations[0] if truncations else None, [], [])
-
-
-def _fit(parts: Sequence[Any]) -> bool:
-    """Are these arrays with one entry a row, which only have to be put beside each other?"""
-    first = parts[0]
-    return all(
-        type(part) is np.ndarray and part.ndim and part.dtype == first.dtype and part.shape[1:] == first.shape[1:]
-        for part in parts
-    )
+from remoterl.messages import ARRAY_SPACES
 
 
 def empty(space: Space, num_rows: int) -> Any:

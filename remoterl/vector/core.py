@@ -36,7 +36,6 @@ from remoterl.errors import (
 from remoterl.shipping import StaysLocal
 from remoterl.shipping import ship as ship_or_signal
 from remoterl.vector import recovery
-from remoterl.vector.batches import Columns
 from remoterl.vector.recovery import Rescuer
 
 CLOSE_S = 30.0  # for environments to close themselves, where the caller says nothing
@@ -44,7 +43,6 @@ ATTEMPTS = 3  # to make a part's rows anew before the loss is an error
 UNSENT = object()  # in place of a ticket: the part was lost, and the trainer has not heard of it yet
 REPLIES = frozenset({m.RowsOpened, m.RowsReset, m.RowsStepped, m.RowsCalled})
 OF_EPISODES = frozenset({m.ResetRows, m.StepRows})
-BATCHED = frozenset(m.Semantics) - {m.Semantics.SINGLE, m.Semantics.HOSTED}
 OBSERVATIONS = frozenset({m.RowsReset, m.RowsStepped})
 _part_ids = itertools.count(1)
 
@@ -94,6 +92,9 @@ class Part:
     losses: int = 0
     told: dict[str, Any] | None = None  # of a loss that the trainer has not heard of yet
 
+    def __post_init__(self) -> None:
+        self.where = slice(self.rows.start, self.rows.stop)
+
 
 class Flight(NamedTuple):
     """Requests that are under way, one a part. In place of a ticket: why nothing was sent."""
@@ -134,16 +135,16 @@ class VectorCore:
         self.num_rows = sum(len(part.rows) for part in self._parts)
         self.opened: list[m.RowsOpened] = []
         self._seeds: list[Any] = [None] * self.num_rows  # of the last reset that brought any
-        self._seen: list[Any] = [None] * len(self._parts)  # each part's last observations
-        self._columns: Columns | None = None
-        self._landings: Sequence[Landing | None] = (None,) * len(self._parts)
-        self._learns_columns = True  # from the first step
+        self._seen: Sequence[Any] = [None] * len(self._parts)  # each part's last answer that has observations
+        self._nowhere = [None] * len(self._parts)
+        self._step_is_out = False  # and has not been gathered in full
         self._pick_channels()
 
     def _pick_channels(self) -> None:
         self._channels = [part.runner.channel for part in self._parts]
         classes = {type(channel) for channel in self._channels}
         self._receive_all = (classes.pop() if len(classes) == 1 else Channel).receive_all
+        self._land_elsewhere()
 
     @classmethod
     def open(
@@ -207,18 +208,21 @@ class VectorCore:
         Args:
             landings: where each part's reply may land.
         """
-        tickets = list(map(self._send, self._parts, requests, landings or (None,) * len(self._parts)))
+        tickets: list[Any] = []
         complete = True
-        for ticket in tickets:
+        for part, request, landing in zip(self._parts, requests, landings or self._nowhere, strict=True):
+            ticket = self._send(part, request, landing)
             if ticket is UNSENT or type(ticket) is EnvRunnerLostError:
                 complete = False
+            tickets.append(ticket)
         return Flight(requests, tickets, complete, self._channels)
 
-    def _send(self, part: Part, request: Any, landing: Landing | None) -> Any:
+    def _send(self, part: Part, request: Any, landing: Landing | None = None) -> Any:
         """A ticket, or in its place why there is none."""
-        waits = not part.is_made or (part.told is not None and type(request) in OF_EPISODES)
-        if waits and not part.runner.channel.lost:
-            return UNSENT  # the episode that an action was for is over; a reset begins on fresh seeds
+        if part.told is not None or not part.is_made:
+            waits = not part.is_made or type(request) in OF_EPISODES
+            if waits and not part.runner.channel.lost:
+                return UNSENT  # the episode that an action was for is over; a reset begins on fresh seeds
         try:
             return part.runner.channel.send(request, landing)
         except EnvRunnerLostError as error:
@@ -245,20 +249,20 @@ class VectorCore:
                 replies = self._mend(flight, replies, timeout_s, limit_s)
                 break
         if type(replies[0]) in OBSERVATIONS:
-            self._seen = [reply.observations for reply in replies]
-            if self._learns_columns and type(replies[0]) is m.RowsStepped:
-                self._learn_columns(replies)
+            self._seen = replies
+            if type(replies[0]) is m.RowsStepped:
+                self._step_is_out = False
         return replies
 
-    def _learn_columns(self, replies: Sequence[m.RowsStepped]) -> None:
-        self._learns_columns = False
-        if self._semantics in BATCHED and (columns := Columns.like(replies)) is not None:
-            self._columns, self._landings = columns, columns.landings
+    def _last_seen(self, index: int) -> Any:
+        """A part's last observations; None before the first reset."""
+        seen = self._seen[index]
+        return None if seen is None else seen.observations
 
-    def landed(self, replies: Sequence[Any]) -> m.RowsStepped | None:
-        """All rows' arrays, where these replies are a step that has landed in them; the next one overwrites them."""
-        columns = self._columns
-        return columns.step if columns is not None and columns.hold(replies) else None
+    def _land_elsewhere(self) -> None:
+        """Through another connection, or after a step that was given up: what is still to come of it must not arrive on
+        the last observations that the trainer has seen."""
+        self._landings = [Landing() for _ in self._parts]
 
     def reset(
         self, seeds: Sequence[int | None], options: Sequence[Any] | None, mask: Sequence[bool] | None = None
@@ -282,10 +286,15 @@ class VectorCore:
 
     def step(self, actions: Any) -> Flight:
         """Send a step; `actions` has one action a row and can be sliced."""
-        return self.scatter(
-            [m.StepRows(part.id, m.pack(actions[part.rows.start : part.rows.stop])) for part in self._parts],
-            self._landings,
-        )
+        if self._step_is_out:
+            self._land_elsewhere()
+        self._step_is_out = True
+        requests = []
+        is_plain = type(actions) is np.ndarray and actions.dtype != object
+        for part in self._parts:
+            own = actions[part.where]
+            requests.append(m.StepRows(part.id, own if is_plain else m.pack(own)))
+        return self.scatter(requests, self._landings)
 
     def step_whole(self, action: Any) -> Flight:
         """Send a step to the only row (`SINGLE`, `HOSTED`), the action as it is."""
@@ -377,10 +386,10 @@ class VectorCore:
                     self._move(part, error)
                 if not part.is_made:
                     self._make(part)
-                if type(request) is m.StepRows and self._seen[index] is not None:
+                if type(request) is m.StepRows and self._last_seen(index) is not None:
                     return self._tell(index)
                 if type(request) is m.ResetRows:  # of some rows: the others stay where the trainer saw them last
-                    last = None if _is_of_all(request) else self._seen[index]
+                    last = None if _is_of_all(request) else self._last_seen(index)
                     self._ask_part(part, m.ReviveRows(part.id, self._new_seeds(part), last))
                 return self._ask_part(part, request._replace(vector_id=part.id))
             except _LostAgain as again:
@@ -416,7 +425,7 @@ class VectorCore:
     def _tell(self, index: int) -> m.RowsStepped | m.RowsFailed:
         """The step in which the trainer hears that the part's episodes are over."""
         part = self._parts[index]
-        seeds, last = self._new_seeds(part), self._seen[index]
+        seeds, last = self._new_seeds(part), self._last_seen(index)
         if recovery.starts_at_once(self._semantics, self._mode):
             fresh = self._ask_part(part, m.ResetRows(part.id, seeds, None, None))
         else:
@@ -465,14 +474,13 @@ class VectorCore:
     ) -> list[Any]:
         """Call or read `name` on some rows (None: all); one result a row asked, in the order asked.
 
-        What a call writes into an array among `args` is written here too, where one row was asked.
+        What a call writes into an array among the arguments is written here too, where one row was asked.
         """
         arguments = ship((args, kwargs or {}))
 
         def write_back(reply: m.RowsCalled) -> None:
             if reply.arrays is not None and len(reply.arrays) == 1:
-                ours = [argument for argument in args if isinstance(argument, np.ndarray)]
-                for array, theirs in zip(ours, reply.arrays[0], strict=True):
+                for array, theirs in zip(m.arrays_among(args, kwargs or {}), reply.arrays[0], strict=True):
                     if array.flags.writeable:
                         array[...] = theirs
 
@@ -484,8 +492,7 @@ class VectorCore:
         A method arrives as a function that calls it there; what can't be pickled as a `RemoteAttribute`.
         """
         asked = list(range(self.num_rows)) if rows is None else list(rows)
-        values = self.call(name, call=False, rows=asked, target=target)
-        return [self._as_read(value, row, target) for row, value in zip(asked, values, strict=True)]
+        return self.as_read(self.call(name, call=False, rows=asked, target=target), asked, target)
 
     def set_attribute(
         self,
@@ -498,7 +505,7 @@ class VectorCore:
         asked_rows = list(range(self.num_rows)) if rows is None else [self._row(row) for row in rows]
         by_row = dict(zip(asked_rows, values, strict=True))
         self._ask(
-            asked_rows,
+            list(by_row),
             lambda part, asked: m.SetAttribute(part, asked, name, ship([by_row[row] for row in asked]), target),
         )
 
@@ -572,29 +579,29 @@ class VectorCore:
         request: Callable[[int, tuple[int, ...]], Any],
         look_at: Callable[[Any], None] | None = None,
     ) -> list[Any]:
-        """Answers of some rows; `request` makes it from a part's id and its rows that are asked."""
+        """Answers of some rows, each as often as asked; `request` makes it from a part's id and its rows."""
         self.require_open()
         asked_rows = list(range(self.num_rows)) if rows is None else [self._row(row) for row in rows]
-        wanted = set(asked_rows)
         sent = []
         for index, part in enumerate(self._parts):
-            asked = tuple(row for row in part.rows if row in wanted)
-            if asked:
-                message = request(part.id, asked)
-                sent.append((index, asked, message, self._send(part, message, None)))
-        by_row: dict[int, Any] = {}
+            places = [place for place, row in enumerate(asked_rows) if row in part.rows]
+            if places:
+                message = request(part.id, tuple(asked_rows[place] for place in places))
+                sent.append((index, places, message, self._send(part, message)))
+        answers: list[Any] = [None] * len(asked_rows)
         errors: list[tuple[RunnerLink, m.RowError]] = []
-        for index, asked, message, ticket in sent:
+        for index, places, message, ticket in sent:
             reply = self._answer(index, message, ticket)
             if isinstance(reply, m.RowsFailed):
                 errors += [(self._parts[index].runner, error) for error in reply.errors]
             else:
-                by_row.update(zip(asked, reply.results, strict=False))
+                for place, answer in zip(places, reply.results, strict=False):
+                    answers[place] = answer
                 if look_at is not None:
                     look_at(reply)
         if errors:
             raise RowsRaised(errors).to_raise(self._name)
-        return [by_row.get(row) for row in asked_rows]
+        return answers
 
     def _answer(self, index: int, message: Any, ticket: Any) -> Any:
         if ticket is UNSENT or isinstance(ticket, EnvRunnerLostError):
@@ -605,6 +612,10 @@ class VectorCore:
             raise self._too_late([self._parts[index]], message) from None
         except EnvRunnerLostError as error:
             return self._rescue(index, message, error)
+
+    def as_read(self, values: Sequence[Any], rows: Sequence[int], target: m.Target = m.Target.WRAPPERS) -> list[Any]:
+        """What was read of rows, where it can't be pickled as what `read` gives."""
+        return [self._as_read(value, row, target) for value, row in zip(values, rows, strict=True)]
 
     def _as_read(self, value: Any, row: int, target: m.Target) -> Any:
         if isinstance(value, m.RemoteObject):

@@ -6,8 +6,7 @@ Source of every rule: Gymnasium 1.2, `vector/sync_vector_env.py` and `vector/asy
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Mapping
-from operator import attrgetter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -20,12 +19,10 @@ from gymnasium.vector.async_vector_env import AsyncState
 from gymnasium.vector.utils import batch_differing_spaces, batch_space, create_shared_memory, iterate
 
 from remoterl.errors import SpaceMismatchError, StepTimeoutError
-from remoterl.messages import InfoTable, Target, rows_of
+from remoterl.messages import ARRAY_SPACES, InfoTable, Target, rows_of
 from remoterl.vector import batches
 from remoterl.vector.core import Flight, VectorCore
 from remoterl.vector.row_view import RowView
-
-_infos_of = attrgetter("infos")
 
 
 class _RemoteRows(VectorEnv):
@@ -56,7 +53,7 @@ class _RemoteRows(VectorEnv):
         self._set_observation_spaces(self.observation_mode)
         self._check_spaces()
         self._whole = batches.empty(self.single_observation_space, self.num_envs)
-        self._array_actions = isinstance(self.single_action_space, batches.ARRAY_SPACES)
+        self._array_actions = isinstance(self.single_action_space, ARRAY_SPACES)
 
     def _spaces_of_rows(self, kind: str) -> list[gymnasium.Space]:
         spaces = []
@@ -134,7 +131,7 @@ class _RemoteRows(VectorEnv):
         for rows, reply in zip(self._core.ranges, replies, strict=True):
             for local_row, info in reply.infos:
                 infos = self._add_info(infos, info, rows.start + local_row)
-        return self._observe(replies), infos
+        return self._observe([reply.observations for reply in replies]), infos
 
     def _send_step(self, actions: Any) -> Flight:
         if not (self._array_actions and isinstance(actions, np.ndarray)):
@@ -146,39 +143,28 @@ class _RemoteRows(VectorEnv):
         return self._core.step(actions)
 
     def _receive_step(self, flight: Flight, timeout: float | None = None) -> tuple[Any, Any, Any, Any, dict]:
-        replies = self._core.gather(flight, timeout)
-        whole = self._core.landed(replies)
-        if whole is not None:
-            assert whole.truncations is not None
-            rewards, terminations, truncations = (
-                whole.rewards.copy(),
-                whole.terminations.copy(),
-                whole.truncations.copy(),
-            )
-            if self.copy:
-                observations = whole.observations.copy()
-            else:
-                observations = self._whole
-                observations[...] = whole.observations
-        else:
-            rewards = np.concatenate([reply.rewards for reply in replies])
-            terminations = np.concatenate([reply.terminations for reply in replies])
-            truncations = np.concatenate([reply.truncations for reply in replies])
-            observations = self._observe(replies)
-        return observations, rewards, terminations, truncations, self._infos(replies)
+        observations, rewards, terminations, truncations, infos, _ = zip(
+            *self._core.gather(flight, timeout), strict=True
+        )
+        concatenate = np.concatenate
+        return (
+            self._observe(observations),
+            concatenate(rewards),
+            concatenate(terminations),
+            concatenate(truncations),
+            self._infos(infos) if any(infos) else {},
+        )
 
-    def _infos(self, replies: list[Any]) -> dict[str, Any]:
-        if not any(map(_infos_of, replies)):
-            return {}
+    def _infos(self, parts: Sequence[Any]) -> dict[str, Any]:
         infos: dict[str, Any] = {}
-        if (table := _joined([reply.infos for reply in replies])) is not None:
+        if (table := _joined(parts)) is not None:
             columns = np.ascontiguousarray(table.values.T)
             marks = np.ones(columns.shape, np.bool_)
             for key, kind, column, mark in zip(table.keys, table.types, columns, marks, strict=True):
                 infos[key], infos[f"_{key}"] = column.astype(kind, copy=False), mark
             return infos
-        for rows, reply in zip(self._core.ranges, replies, strict=True):
-            for local_row, info, final in rows_of(reply.infos):
+        for rows, part in zip(self._core.ranges, parts, strict=True):
+            for local_row, info, final in rows_of(part):
                 infos = self._add_row_info(infos, info, final, rows.start + local_row)
         return infos
 
@@ -187,16 +173,13 @@ class _RemoteRows(VectorEnv):
             infos = self._add_info(infos, {"final_obs": final[0], "final_info": final[1]}, row)
         return self._add_info(infos, info, row)
 
-    def _observe(self, replies: list[Any]) -> Any:
-        if not self.copy:
-            whole = self._whole
-        elif type(self._whole) is np.ndarray:
-            whole = np.empty_like(self._whole)
-        else:
+    def _observe(self, parts: Sequence[Any]) -> Any:
+        whole = self._whole
+        if type(whole) is np.ndarray:
+            return np.concatenate(parts, out=np.empty_like(whole) if self.copy else whole, casting="unsafe")
+        if self.copy:
             whole = batches.empty(self.single_observation_space, self.num_envs)
-        return batches.join(
-            self.single_observation_space, whole, self._core.ranges, [reply.observations for reply in replies]
-        )
+        return batches.join(self.single_observation_space, whole, self._core.ranges, parts)
 
     # ---- attributes ------------------------------------------------------------------------------------------
 
@@ -213,6 +196,9 @@ class _RemoteRows(VectorEnv):
     def get_attr(self, name: str) -> tuple[Any, ...]:
         """The attribute of every sub-environment (called, if it is callable)."""
         return self.call(name)
+
+    def _as_read(self, values: list[Any]) -> tuple[Any, ...]:
+        return tuple(self._core.as_read(values, range(self.num_envs)))
 
     def set_attr(self, name: str, values: Any) -> None:
         """Set the attribute of every sub-environment: one value for all, or a list or tuple of one each."""
@@ -262,7 +248,7 @@ class RemoteSyncVectorEnv(_RemoteRows, SyncVectorEnv):
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         self._assert_is_running()
-        return tuple(self._core.call(name, args, kwargs))
+        return self._as_read(self._core.call(name, args, kwargs))
 
     def close_extras(self, **kwargs: Any) -> None:
         self._core.close()
@@ -317,7 +303,7 @@ class RemoteAsyncVectorEnv(_RemoteRows, AsyncVectorEnv):
         self._state = AsyncState.WAITING_CALL
 
     def call_wait(self, timeout: float | None = None) -> tuple[Any, ...]:
-        return self._end(AsyncState.WAITING_CALL, timeout, lambda *wait: tuple(self._core.results(*wait)))
+        return self._end(AsyncState.WAITING_CALL, timeout, lambda *wait: self._as_read(self._core.results(*wait)))
 
     def render(self) -> tuple[Any, ...] | None:
         return self.call("render")
@@ -367,7 +353,7 @@ class RemoteAsyncVectorEnv(_RemoteRows, AsyncVectorEnv):
             raise
 
 
-def _joined(infos: list[Any]) -> InfoTable | None:
+def _joined(infos: Sequence[Any]) -> InfoTable | None:
     """One table, where every part's infos are one with the same columns."""
     first = infos[0]
     if not all(type(part) is InfoTable and part.keys == first.keys and part.types == first.types for part in infos):

@@ -23,11 +23,16 @@ from gymnasium import Space, spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from remoterl import messages as m
-from remoterl.vector.batches import ARRAY_SPACES
+from remoterl.messages import ARRAY_SPACES
 
 USUAL_CAUSE = (
     "An environment that ends its own process does that: a crash of native code, os._exit(), or more memory than there "
     "is. The simulator's output, or this script's, may show where."
+)
+GYMNASIUM = (
+    m.Semantics.GYMNASIUM_SYNC,
+    m.Semantics.GYMNASIUM_ASYNC,
+    m.Semantics.GYMNASIUM_ASYNC_UNSHARED,
 )
 SB3 = (m.Semantics.SB3_DUMMY, m.Semantics.SB3_SUBPROC)
 
@@ -144,7 +149,7 @@ class _Counts:
 
 
 def _is_batched(semantics: m.Semantics) -> bool:
-    return semantics in (m.Semantics.GYMNASIUM_SYNC, m.Semantics.GYMNASIUM_ASYNC)
+    return semantics in GYMNASIUM
 
 
 def _derived(seed: Any, losses: int) -> Any:

@@ -63,7 +63,7 @@ class _RemoteRows(VecEnv):
         self.reset_infos = reset_infos
         self._reset_seeds()
         self._reset_options()
-        return self._observe(replies)
+        return self._observe([reply.observations for reply in replies])
 
     def step_async(self, actions: np.ndarray) -> None:
         self._assert_is_running()
@@ -78,19 +78,15 @@ class _RemoteRows(VecEnv):
             raise RemoteRLError("step_wait() was called without step_async() before it.")
         replies = self._core.gather(flight)
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
-        for rows, reply in zip(self._core.ranges, replies, strict=True):
-            for local_row, info, _ in rows_of(reply.infos):
+        observations, rewards, dones, _, all_infos, all_reset_infos = zip(*replies, strict=True)
+        for rows, some_infos, reset_infos in zip(self._core.ranges, all_infos, all_reset_infos, strict=True):
+            for local_row, info, _ in rows_of(some_infos):
                 infos[rows.start + local_row] = info
                 if self._logs and "episode" in info:
                     self._logs[rows.start + local_row].write_row(info["episode"])
-            for local_row, info in reply.reset_infos:
+            for local_row, info in reset_infos:
                 self.reset_infos[rows.start + local_row] = info
-        if (whole := self._core.landed(replies)) is not None:
-            arrays = whole.observations.copy(), whole.rewards.copy(), whole.terminations.copy()
-        else:
-            rewards = np.concatenate([reply.rewards for reply in replies])
-            arrays = self._observe(replies), rewards, np.concatenate([reply.terminations for reply in replies])
-        return *arrays, self._infos(infos)
+        return self._observe(observations), np.concatenate(rewards), np.concatenate(dones), self._infos(infos)
 
     def close(self) -> None:
         if not self.closed:
@@ -117,15 +113,14 @@ class _RemoteRows(VecEnv):
     def _infos(self, infos: list[dict[str, Any]]) -> Any:
         return infos
 
-    def _observe(self, replies: list[Any]) -> Any:
-        parts = [reply.observations for reply in replies]
+    def _observe(self, parts: Sequence[Any]) -> Any:
         if isinstance(self.observation_space, spaces.Dict):
             return self._named((key, self._beside([part[key] for part in parts])) for key in self.keys)
         if isinstance(self.observation_space, spaces.Tuple):
             return tuple(self._beside([part[index] for part in parts]) for index in range(len(self.keys)))
         return self._beside(parts)
 
-    def _beside(self, parts: list[np.ndarray]) -> np.ndarray:
+    def _beside(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         try:
             return np.concatenate(parts)
         except ValueError as error:

@@ -8,7 +8,7 @@ import gymnasium
 from gymnasium.error import ClosedEnvironmentError
 from gymnasium.vector import VectorEnv
 
-from remoterl.messages import Target
+from remoterl.messages import RowsStepped, Target
 from remoterl.vector.core import VectorCore
 from remoterl.vector.generator import generator_of
 from remoterl.vector.row_view import RowView
@@ -46,7 +46,7 @@ class RemoteEnv(gymnasium.Env):
         """As `gymnasium.Env.step`."""
         self._assert_is_running()
         [reply] = self._core.gather(self._core.step_whole(action))
-        return reply.observations, reply.rewards, reply.terminations, reply.truncations, reply.infos[0][1]
+        return reply.observations, reply.rewards, reply.terminations, reply.truncations, _only_info(reply)
 
     def render(self) -> Any:
         """A frame, a list of frames or text, as the render mode says."""
@@ -159,7 +159,7 @@ class HostedVectorEnv(VectorEnv):
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         self._assert_is_running()
         [reply] = self._core.gather(self._core.step_whole(actions))
-        return reply.observations, reply.rewards, reply.terminations, reply.truncations, reply.infos[0][1]
+        return reply.observations, reply.rewards, reply.terminations, reply.truncations, _only_info(reply)
 
     def render(self) -> Any:
         self._assert_is_running()
@@ -211,3 +211,8 @@ class HostedVectorEnv(VectorEnv):
 
     def __repr__(self) -> str:
         return f"HostedVectorEnv({self._description})"
+
+
+def _only_info(reply: RowsStepped) -> Any:
+    """An empty dict is not sent."""
+    return reply.infos[0][1] if reply.infos else {}

@@ -870,6 +870,22 @@ def test_a_loss_is_told_although_another_row_raised() -> None:
     assert vec.face.step(np.arange(4))[3].tolist() == [True, True, False, False]
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_an_episode_that_is_lost_ends_where_the_trainer_saw_it_last(steps: int) -> None:
+    """What came of steps that raised for another row, or were never waited for, he has not seen."""
+    vec = opened(World(None), SYNC)
+    vec.face.reset(seed=1)
+    for _ in range(steps):
+        last = vec.face.step(np.arange(4))[0]
+    for _ in range(3):
+        with pytest.raises(ValueError, match="poison"):
+            vec.face.step(np.array([1, 2, POISON, 4]))
+    die(vec)
+    observations, _, _, truncations, _ = vec.face.step(np.arange(4))
+    assert truncations.tolist() == [True, True, False, False]
+    assert observations[:2].tolist() == last[:2].tolist()
+
+
 def test_environments_that_could_not_be_made_anew_are_made_at_the_next_call() -> None:
     world = World(None)
     vec = opened(world, SYNC)

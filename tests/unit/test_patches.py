@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -97,3 +98,18 @@ def test_after_import(library: ModuleType) -> None:
     waiting.remove()
     waiting.remove()
     assert sys.meta_path == meta_path
+
+
+@pytest.mark.parametrize("before", ["asked whether it exists", "an import that fails"])
+def test_after_import_waits_for_one_that_succeeds(library: ModuleType, before: str, monkeypatch) -> None:
+    meta_path, called = list(sys.meta_path), []
+    AfterImport("toy_user", lambda: called.append("imported")).arm()
+    if before == "asked whether it exists":
+        assert importlib.util.find_spec("toy_user") is not None
+    else:
+        with monkeypatch.context() as patched, pytest.raises(ImportError):
+            patched.delattr(library, "make")
+            importlib.import_module("toy_user")
+    assert called == []
+    importlib.import_module("toy_user")
+    assert called == ["imported"] and sys.meta_path == meta_path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -54,3 +55,18 @@ def test_a_hub_that_vanishes_while_it_is_asked_for_its_versions(monkeypatch: pyt
         simulator._check_versions(Address("gcs", "127.0.0.1", 6379))
     with pytest.raises(RemoteRLError, match=r"did not come back within rejoin_timeout_s=1\.5"):
         serve(1.5)
+
+
+@pytest.mark.parametrize("address", ["a port where nobody listens", "auto"])
+def test_it_can_be_stopped_while_it_looks_for_its_hub(
+    address: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(simulator.connection, "running_address", lambda: None)
+    where = "auto" if address == "auto" else f"127.0.0.1:{free_ports(1)[0]}"
+    config = make_config(**{**DEFAULTS, "role": "simulator", "address": where, "timeout_s": 60.0})
+    run = SimulatorRun(config)
+    threading.Timer(0.3, run.stop, [False]).start()
+    began = time.monotonic()
+    assert run.run()
+    assert time.monotonic() - began < 30
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

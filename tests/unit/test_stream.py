@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import ipaddress
 import pickle
+import signal
 import socket
 import ssl
 import threading
@@ -443,3 +444,102 @@ def test_an_env_runner_looks_for_the_next_step_where_the_last_came_soon(server: 
     assert len(looks) == 1
     ask(channel, step)
     wait_until(lambda: len(looks) == 2)
+
+
+# ---- Ctrl-C ----------------------------------------------------------------------------------------------------------
+
+
+class EchoEnv(envs.CountingEnv):
+    """Its reward is its action; 99 takes half a second."""
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        time.sleep(0.5 if action == 99 else 0)
+        return self._observation(), float(action), False, False, {}
+
+
+def interrupted_once(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Python raises a KeyboardInterrupt between two of its steps: here, right after this function has done its work."""
+    raised: list[bool] = []
+
+    def wrapper(*args: Any) -> Any:
+        result = original(*args)
+        if not raised and result:
+            raised.append(True)
+            raise KeyboardInterrupt
+        return result
+
+    return wrapper
+
+
+@pytest.mark.parametrize("where", ["_encoder.encode", "flush", "_receive_into", "get"])
+def test_no_reply_is_mistaken_after_an_interrupt(server: Server, where: str) -> None:
+    channel, other = server.open(), server.open()
+    for number, one in enumerate((channel, other)):
+        open_rows(one, number, EchoEnv)
+    assert ask(channel, m.StepRows(0, np.array([1, 2]))).rewards.tolist() == [1, 2]
+    *path, name = where.split(".")
+    holder = getattr(channel.frames, path[0]) if path else channel.frames
+    setattr(holder, name, interrupted_once(getattr(holder, name)))
+    with pytest.raises(KeyboardInterrupt):
+        ask(channel, m.StepRows(0, np.array([3, 4])))
+    with pytest.raises(EnvRunnerLostError, match="interrupted|closed"):
+        ask(channel, m.StepRows(0, np.array([5, 6])))
+    assert ask(other, m.StepRows(1, np.array([7, 8]))).rewards.tolist() == [7, 8]
+
+
+def test_an_interrupt_while_it_waits_loses_nothing(server: Server) -> None:
+    channel = server.open()
+    open_rows(channel, 0, EchoEnv)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        ticket = channel.send(m.StepRows(0, np.array([99, 0])))
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            channel.receive(ticket, 20)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    later = channel.send(m.StepRows(0, np.array([1, 2])))
+    assert [channel.receive(one, 20).rewards.tolist() for one in (ticket, later)] == [[99, 0], [1, 2]]
+    assert not channel.lost
+
+
+def test_interrupts_at_any_moment(server: Server) -> None:
+    """Whatever is answered is the answer; what is in doubt is lost, and said to be."""
+    random = np.random.default_rng(7)
+    channel = None
+    number = vector_id = interrupts = losses = 0
+    steps = False
+
+    def interrupt(*_: Any) -> None:
+        nonlocal interrupts
+        if steps:
+            interrupts += 1
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    until = time.monotonic() + 3
+    try:
+        while time.monotonic() < until:
+            if channel is None or channel.lost:
+                losses += channel is not None
+                channel, vector_id = server.open(), number
+                open_rows(channel, vector_id, EchoEnv)
+            with contextlib.suppress(KeyboardInterrupt, EnvRunnerLostError):
+                steps = True
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-4, 2e-3))
+                    while True:
+                        number += 1
+                        reply = ask(channel, m.StepRows(vector_id, np.array([number, -number])))
+                        assert reply.rewards.tolist() == [number, -number]
+                finally:
+                    steps = False
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupts > 50 and losses < interrupts

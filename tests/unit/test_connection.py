@@ -1,0 +1,74 @@
+"""What connecting leaves in this process where it fails. No cluster is started here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from ray._private import client_mode_hook
+from test_config import DEFAULTS
+from typer.testing import CliRunner
+
+from remoterl import messages
+from remoterl.cli import app
+from remoterl.cluster import auth, connection
+from remoterl.config import make_config
+from remoterl.errors import CapacityError, HubLostError
+from remoterl.fleet import Fleet
+from remoterl.session import Session
+
+
+@pytest.mark.parametrize("there", [None, "", " \n"])
+def test_a_token_file_without_a_token(there: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No token would mean a hub that checks none."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / ".ray" / "auth_token"
+    if there is not None:
+        path.parent.mkdir()
+        path.write_text(there)
+    made = auth.make_key()
+    assert len(made) >= 32 and path.read_text().strip() == made == auth.make_key()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("error", [ConnectionError, RuntimeError, ValueError, KeyboardInterrupt])
+def test_ray_is_in_client_mode_no_longer(error: type[BaseException]) -> None:
+    """Ray Client's connection switches it on first, and leaves it on whatever happens then."""
+    with pytest.raises(error), connection._no_client_mode_after_failure():
+        client_mode_hook._explicitly_enable_client_mode()
+        raise error
+    assert not client_mode_hook.is_client_mode_enabled
+
+
+def test_a_hub_takes_its_ports_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for words, source in (([], "REMOTERL_PORTS"), (["--ports", "7-8"], "--ports")):
+        monkeypatch.setenv("REMOTERL_PORTS", "7-9")
+        result = CliRunner().invoke(app, ["hub", *words])
+        assert f"{source} must have at least" in str(result.exception)
+
+
+def test_a_reservation_without_a_free_unit() -> None:
+    """RLlib's env runners are in them."""
+    fleet = Fleet(make_config(**DEFAULTS), trainer(), None)  # type: ignore[arg-type]
+    fleet._grant = SimpleNamespace(reservation="r", nodes=["a", "b"], take=lambda at_most: [])  # type: ignore[assignment]
+    with pytest.raises(CapacityError, match="All 2 env runners of the reservation are in use"):
+        fleet.place(0.0)
+
+
+def trainer() -> messages.TrainerInfo:
+    return messages.TrainerInfo(session_id="s", name="t", host="h", pid=1)
+
+
+def test_without_its_hub_a_session_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where RLlib has its env runners, and none of its own would find out."""
+    session = Session(connection.Connection("driver", "hub:6379", None, lambda: None), make_config(**DEFAULTS))
+    session._lose_the_hub("it was switched off")
+    for call in (
+        lambda: session.simulators_know("CartPole-v1"),
+        lambda: session.room_for({"env_runner": 1}, "an algorithm").__enter__(),
+        session.units,
+        lambda: session._runners_for("CartPole-v1"),
+    ):
+        with pytest.raises(HubLostError, match="switched off"):
+            call()

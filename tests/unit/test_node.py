@@ -1,0 +1,36 @@
+"""Which ports a node of Ray takes. No node is started here."""
+
+from __future__ import annotations
+
+import socket
+
+from processes import free_ports
+
+from remoterl.cluster.node import Node
+
+
+def node() -> Node:
+    return Node(name="hub", units=0, address=None, api_key=None, labels={}, num_cpus=0)
+
+
+def test_two_hubs_that_start_together_choose_different_ports() -> None:
+    """Neither listens yet."""
+    [usual] = free_ports(1)
+    first, second, third = node(), node(), node()
+    try:
+        assert first._claim_port(usual) == usual
+        assert second._claim_port(usual) not in (usual, 0)
+        first.stop()
+        assert third._claim_port(usual) == usual
+    finally:
+        for one in (first, second, third):
+            one.stop()
+
+
+def test_a_port_that_somebody_listens_on_is_left_to_him() -> None:
+    one = node()
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert one._claim_port(port) != port
+    assert one._claim_port(port) == port  # nothing stands for it any more
+    one.stop()
