@@ -18,19 +18,23 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from processes import Cluster, Way, clean_environment, wait_until
+from processes import A_MINUTE_S, Cluster, Way, clean_environment, wait_until
 from rllib_fixtures import node_names, rllib_cluster, rllib_session  # noqa: F401
 
 import remoterl
+from remoterl._process import current_session
+
+FAILED = pytest.StashKey[bool]()
 
 # A shell's background job ignores SIGINT, and so would every process that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport() -> Generator[None, Any, None]:
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
     """With REMOTERL_TESTS_SKIP_NOTHING=1, what would be skipped for want of a tool fails."""
     report = (yield).get_result()
+    item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
     if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("REMOTERL_TESTS_SKIP_NOTHING") == "1":
         report.outcome = "failed"
         report.longrepr = f"not to be skipped (REMOTERL_TESTS_SKIP_NOTHING): {report.longrepr[2]}"
@@ -44,6 +48,15 @@ def _no_cluster_in_the_environment() -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def _no_session_of_a_test_that_failed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """It would fail those that follow."""
+    had_one = current_session() is not None
+    yield
+    if request.node.stash.get(FAILED, False) and not had_one:
+        remoterl.shutdown()
 
 
 @pytest.fixture(scope="session")
@@ -136,7 +149,7 @@ def _rllibs_places() -> dict[str, Any]:
     }
 
 
-def assert_free(cluster: Cluster, timeout_s: float = 60.0) -> None:
+def assert_free(cluster: Cluster, timeout_s: float = A_MINUTE_S) -> None:
     """All units of all simulators are free again, and no env runner's process is left."""
     wait_until(lambda: env_runner_processes(cluster) == [], timeout_s, "env runners gone")
 

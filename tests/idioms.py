@@ -128,3 +128,115 @@ def text_in_arrays() -> str:
     except TypeError as error:
         return type(error).__name__
     return "none"
+
+
+class _Loose(gym.Env):
+    """Observations of another type, or another shape, than their space's."""
+
+    observation_space = gym.spaces.Dict(
+        {
+            "bytes": gym.spaces.Box(0, 255, (3,), np.uint8),
+            "parts": gym.spaces.Tuple([gym.spaces.Box(-9, 9, (2, 1))] * 2),
+        }
+    )
+    action_space = gym.spaces.Discrete(2)
+
+    def _observe(self) -> Any:
+        return {"bytes": np.array([[1, 2, 300]]), "parts": (np.ones(2), 0.5), "beside": 7}
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        return self._observe(), {}
+
+    def step(self, action: Any) -> Any:
+        return self._observe(), 1.0, False, False, {}
+
+
+def observations_written_into_shared_memory() -> Any:
+    envs = gym.vector.AsyncVectorEnv([_Loose] * 4)
+    results = [envs.reset()[0], envs.step(np.zeros(4, np.int64))[0]]
+    envs.close()
+    return results
+
+
+def observations_that_do_not_fit() -> list[str]:
+    raised = []
+    for envs, how in (
+        (gym.vector.SyncVectorEnv([_Loose] * 4), {}),
+        (gym.vector.AsyncVectorEnv([_Loose] * 4, shared_memory=False), {"terminate": True}),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # AsyncVectorEnv logs what its workers raise, as locally
+            try:
+                envs.reset()
+            except Exception as error:
+                raised.append(type(error).__name__)
+            envs.close(**how)
+    return raised
+
+
+class _Short(gym.Env):
+    """Episodes of two steps; tells how many there were."""
+
+    observation_space = gym.spaces.Box(0, 99, (2,))
+    action_space = gym.spaces.Discrete(2)
+    episode = time = calls = 0
+
+    def _observe(self) -> np.ndarray:
+        return np.array([self.episode, self.time], np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        self.episode, self.time = self.episode + 1, 0
+        return self._observe(), {}
+
+    def step(self, action: Any) -> Any:
+        self.time += 1
+        return self._observe(), 1.0, self.time == 2, False, {}
+
+    def count(self) -> int:
+        self.calls += 1
+        return self.calls
+
+
+def resets_after_an_episodes_end() -> Any:
+    results = []
+    for envs in (
+        gym.vector.SyncVectorEnv([_Short] * 4),
+        gym.vector.AsyncVectorEnv([_Short] * 4),
+        gym.vector.AsyncVectorEnv([_Short] * 4, shared_memory=False),
+    ):
+        results.append(envs.reset()[0])
+        results += [envs.step(np.zeros(4, np.int64))[:4] for _ in range(2)]
+        results.append(envs.reset()[0])
+        results += [envs.step(np.zeros(4, np.int64))[:4] for _ in range(3)]
+        envs.close()
+    return results
+
+
+def attributes_of_what_stays_there() -> Any:
+    envs = gym.vector.SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 4)
+    read = [env.gravity for env in envs.get_attr("unwrapped")]
+    for env in envs.call("unwrapped"):
+        env.gravity = 1.5
+    read.append(envs.get_attr("gravity"))
+    envs.close()
+    return read
+
+
+def numbers_drawn_into_an_array() -> Any:
+    env = gym.make("CartPole-v1")
+    env.reset(seed=3)
+    buffer = np.zeros(3)
+    env.unwrapped.np_random.random(out=buffer)
+    env.close()
+    return buffer
+
+
+def one_row_called_twice() -> Any:
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    envs = DummyVecEnv([_Short] * 4)
+    counts = [envs.env_method("count", indices=indices) for indices in ([0, 0, 3, 1, 3], 2, None)]
+    envs.set_attr("calls", 10, indices=[1, 1])
+    counts.append(envs.env_method("count"))
+    envs.close()
+    return counts

@@ -128,7 +128,7 @@ class Network:
 
     def _set_up(self) -> None:
         self._spaces.append(subprocess.Popen(["unshare", "--net", "sleep", "infinity"]))
-        wait_until(lambda: _in_own_network(self._spaces[0].pid), 60)
+        wait_until(lambda: _in_own_network(self._spaces[0].pid))
         self.on_router("ip link set lo up; echo 1 > /proc/sys/net/ipv4/ip_forward")
         for number in range(1, len(self.hosts) + 1):
             self._add_host(number)
@@ -158,7 +158,7 @@ class Network:
                 cwd=ROOT,
             )
         self._spaces.append(process)
-        wait_until(lambda: _in_own_network(process.pid), 60)
+        wait_until(lambda: _in_own_network(process.pid))
         self._connect(number, process.pid)
 
     def _connect(self, number: int, pid: int) -> None:
@@ -169,7 +169,7 @@ class Network:
             return
         command = ["unshare", "--net", sys.executable, str(ROOT / "tests" / "wire.py"), "near", "far"]
         wire = self._wires[host] = subprocess.Popen(command, env={**os.environ, "PATH": PATH}, stdin=subprocess.PIPE)
-        wait_until(lambda: _in_own_network(wire.pid), 60)
+        wait_until(lambda: _in_own_network(wire.pid))
         self.on_router(
             f"ip link add t{number} type veth peer name eth0 netns {pid}; "
             f"ip link set t{number} netns {wire.pid} name far; "
@@ -242,7 +242,7 @@ class SshNetwork(Network):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.key)], check=True)
         super()._set_up()
         for host in self.hosts:
-            wait_until(lambda host=host: self.on(host, "true", check=False).returncode == 0, 60, f"sshd of {host}")
+            wait_until(lambda host=host: self.on(host, "true", check=False).returncode == 0, what=f"sshd of {host}")
 
     def _mounts(self, folder: Path) -> str:
         (folder / "home").mkdir()

@@ -22,10 +22,12 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 SIMULATOR_PYTHON = ROOT / ".venv-simulator" / "bin" / "python"
 KEY = "a-key-for-tests"
+PATIENCE_S = 120.0  # for what has a limit of its own, on a busy machine; what is tested of limits sets its own
+A_MINUTE_S = 60.0  # in which what a trainer held has to be free, however it ended
 NOTHING_REGISTERED = str(Path(tempfile.gettempdir(), "remoterl-tests-no-such-folder"))
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float = 60.0, what: str = "") -> Any:
+def wait_until(condition: Callable[[], Any], timeout_s: float = PATIENCE_S, what: str = "") -> Any:
     """Poll until the condition is true; returns its value."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
@@ -108,7 +110,7 @@ class Process:
     def output(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def wait_for(self, text: str, timeout_s: float = 120.0) -> None:
+    def wait_for(self, text: str, timeout_s: float = PATIENCE_S) -> None:
         def there() -> bool:
             if text in self.output:
                 return True
@@ -125,7 +127,7 @@ class Process:
         except psutil.NoSuchProcess:
             return []
 
-    def end(self, number: int = signal.SIGINT, timeout_s: float = 60.0) -> int:
+    def end(self, number: int = signal.SIGINT, timeout_s: float = PATIENCE_S) -> int:
         """Signal it, wait for its end, and return its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
@@ -134,13 +136,13 @@ class Process:
         return code
 
 
-def start_simulator(name: str, address: str | None, *options: str, folder: str, python: Path) -> Process:
-    """`remoterl simulate` with the environments of `simulator_only` on its path."""
+def start_simulator(
+    *options: str, python: Path = SIMULATOR_PYTHON, environ: Mapping[str, str] | None = None, **environment: str
+) -> Process:
+    """`remoterl simulate` with these options; `environ` and `environment` are `Process`'s."""
     assert python.exists(), "run `make test`: it makes the virtual environment of the simulators"
-    command = [str(python), "-m", "remoterl", "simulate", "--name", name, *options]
-    if address is not None:
-        command += ["--address", address]
-    return Process(*command, RAY_TMPDIR=folder, PYTHONPATH=str(ROOT / "tests" / "simulator_only"))
+    command = [str(python), "-m", "remoterl", "simulate", "--timeout", str(PATIENCE_S), *options]
+    return Process(*command, environ=environ, **environment)
 
 
 class Cluster:
@@ -163,10 +165,11 @@ class Cluster:
         self.dashboard = log.split("jobs are submitted at ")[1].split()[0].rstrip(".")
 
     def add(self, name: str, *options: str) -> Process:
-        address = self.gcs_address if self.simulators else None
+        address = ["--address", self.gcs_address] if self.simulators else []
         registered = [word for module in ("only_here", "ale_py", "minigrid") for word in ("--register", module)]
-        options = (*registered, "--max-env-runners", str(self._units), "--timeout", "80", *options)  # on a busy machine
-        process = start_simulator(name, address, *options, folder=self.folder, python=self._python)
+        units = ["--max-env-runners", str(self._units)]
+        path = {"RAY_TMPDIR": self.folder, "PYTHONPATH": str(ROOT / "tests" / "simulator_only")}
+        process = start_simulator("--name", name, *address, *registered, *units, *options, python=self._python, **path)
         self.simulators[name] = process
         process.wait_for("is up")
         return process
@@ -189,7 +192,7 @@ class Cluster:
         trees = [process for simulator in self.simulators.values() for process in simulator.tree()]
         for simulator in reversed(self.simulators.values()):
             simulator.end()
-        _, alive = psutil.wait_procs(trees, timeout=60)
+        _, alive = psutil.wait_procs(trees, timeout=PATIENCE_S)
         shutil.rmtree(self.folder, ignore_errors=True)
         return alive
 
@@ -229,5 +232,6 @@ class Way:
         from remoterl._process import current_session
 
         address = cluster.address(self.connection)
-        assert remoterl.init(KEY, address=address, channel=self.channel, **{"num_env_runners": 2, **arguments})
+        arguments = {"num_env_runners": 2, "timeout_s": PATIENCE_S, **arguments}
+        assert remoterl.init(KEY, address=address, channel=self.channel, **arguments)
         assert {runner.channel.name for runner in current_session().runners} == {self.channel}

@@ -9,7 +9,7 @@ from typing import Any
 from processes import KEY
 
 RESERVERS_PATIENCE_S = 3.0
-TRAINERS_PATIENCE_S = 3.0
+TRAINERS_PATIENCE_S = 20.0  # for processes that start beside all else that this machine does
 
 
 def reserve_at_once(barrier: Any, answers: Any, address: str, rounds: int, num_env_runners: int) -> None:

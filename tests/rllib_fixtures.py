@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import KEY, Cluster, wait_until
+from processes import A_MINUTE_S, KEY, Cluster, wait_until
 
 import remoterl
 
@@ -79,4 +79,4 @@ def rllib_processes(cluster: Cluster) -> list[str]:
 
 
 def assert_no_rllib_left(cluster: Cluster) -> None:
-    wait_until(lambda: rllib_processes(cluster) == [], 60, f"env runners gone: {rllib_processes(cluster)}")
+    wait_until(lambda: rllib_processes(cluster) == [], A_MINUTE_S, f"env runners gone: {rllib_processes(cluster)}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 from machines import HostProcess, Network
-from processes import KEY, ROOT, SIMULATOR_PYTHON, Way, wait_until
+from processes import KEY, PATIENCE_S, ROOT, SIMULATOR_PYTHON, Way, wait_until
 
 UNITS = 6
 SCRIPTS = ROOT / "tests" / "faults"
@@ -55,7 +55,7 @@ class Premises:
     def start_simulator(self, name: str) -> None:
         host = self.simulator_hosts[name]
         command = [str(SIMULATOR_PYTHON), "-m", "remoterl", "simulate", "--name", name, "--host", host]
-        command += ["--address", self.gcs_address, "--max-env-runners", str(UNITS), "--timeout", "60"]
+        command += ["--address", self.gcs_address, "--max-env-runners", str(UNITS), "--timeout", str(PATIENCE_S)]
         self.simulators[name] = self.network.start(host, *command, **HEALTH)
 
     def start_desk(self) -> None:

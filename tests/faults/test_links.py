@@ -17,12 +17,11 @@ import pytest
 from conftest import WAYS
 from machines import HostProcess, Network
 from premises import UNITS, Premises, events
-from processes import Way, kill, wait_until
+from processes import A_MINUTE_S, Way, kill, wait_until
 
 missing = machines.why_not()
 pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(missing), reason=missing)]
 
-A_MINUTE_S = 60.0  # in which what a dead trainer held has to be free
 Tell = Callable[..., None]
 Pair = dict[str, HostProcess]
 

@@ -21,8 +21,8 @@ import pytest
 import yaml
 from processes import (
     KEY,
+    PATIENCE_S,
     ROOT,
-    SIMULATOR_PYTHON,
     Process,
     accepts,
     clean_environment,
@@ -39,10 +39,10 @@ from remoterl._process import current_session
 class AutoscalingCluster:
     """A head whose autoscaler may start two simulators of five units on this machine, and none at first.
 
-    `python`: what head and simulators run on.
+    All run on what the tests run on, which has RLlib.
     """
 
-    def __init__(self, version: str, python: Path = SIMULATOR_PYTHON) -> None:
+    def __init__(self, version: str) -> None:
         from ray.autoscaler._private.monitor import BASE_READONLY_CONFIG
 
         self.folder = Path(tempfile.mkdtemp(prefix="rrl-", dir="/tmp"))
@@ -61,7 +61,7 @@ class AutoscalingCluster:
                 "disable_launch_config_check": True,
                 "gcs_address": f"127.0.0.1:{port}",
                 "folder": str(self.folder),
-                "python": str(python),
+                "python": sys.executable,
             },
             available_node_types={
                 "head": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 0},
@@ -77,7 +77,7 @@ class AutoscalingCluster:
         )
         (self.folder / "cluster.yaml").write_text(yaml.safe_dump(config))
         self.head = Process(
-            str(python), "-m", "ray.scripts.scripts", "start", "--head", "--block",
+            sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
             "--port", str(port),
             "--ray-client-server-port", str(client_port),
             "--node-ip-address", "127.0.0.1",
@@ -101,7 +101,7 @@ class AutoscalingCluster:
             PYTHONPATH=os.pathsep.join([str(ROOT / "tests"), str(ROOT / "tests" / "simulator_only")]),
         )  # fmt: skip
         self.head.wait_for("Ray runtime started")  # which it prints before Ray Client's server listens
-        wait_until(lambda: accepts(client_port), 60, f"Ray Client's server listens on {client_port}")
+        wait_until(lambda: accepts(client_port), what=f"Ray Client's server listens on {client_port}")
 
     def nodes(self) -> list[psutil.Process]:
         """The `ray start` of each simulator that the autoscaler started and that still runs."""
@@ -120,17 +120,16 @@ class AutoscalingCluster:
         for node in self.nodes():
             node.send_signal(signal.SIGTERM)
         self.head.end()
-        _, alive = psutil.wait_procs(trees, timeout=60)
+        _, alive = psutil.wait_procs(trees, timeout=PATIENCE_S)
         shutil.rmtree(self.folder, ignore_errors=True)
         return alive
 
 
 # Ray's second autoscaler, which `ray up` and KubeRay take; "0" is the first, to be tried by hand after a change.
-@pytest.fixture(params=[("1",)], ids=["second autoscaler"])
+@pytest.fixture(scope="module", params=["1"], ids=["second autoscaler"])
 def autoscaling(request: pytest.FixtureRequest) -> Iterator[AutoscalingCluster]:
-    cluster = AutoscalingCluster(*request.param)
+    cluster = AutoscalingCluster(request.param)
     yield cluster
-    remoterl.shutdown()
     assert cluster.stop() == []
 
 
@@ -173,7 +172,7 @@ def test_simulators_come_for_trainers_and_go_when_idle(autoscaling, caplog: pyte
     remoterl.shutdown()
     with capacity.connected(autoscaling.address, KEY, 30.0):
         # The nodes' `Simulator` actors ended with this trainer; those of now hear of the other's env runners.
-        wait_until(lambda: sum(one["env_runners"] for one in remoterl.describe()["trainers"]) == 2, 60)
+        wait_until(lambda: sum(one["env_runners"] for one in remoterl.describe()["trainers"]) == 2)
         other.end(signal.SIGTERM)
         unused: list[int] = []
 
@@ -187,15 +186,19 @@ def test_simulators_come_for_trainers_and_go_when_idle(autoscaling, caplog: pyte
         assert 5 in unused
 
 
-@pytest.mark.parametrize("autoscaling", [("1", Path(sys.executable))], indirect=True, ids=["with RLlib"])
 def test_simulators_come_for_rllib(autoscaling, caplog: pytest.LogCaptureFixture) -> None:
     """A session of one env runner has one simulator; RLlib asks for more than that has."""
     import ray
     from ray.rllib.algorithms.ppo import PPOConfig
 
+    assert autoscaling.nodes() == []  # those of the test before have gone
     assert remoterl.init(KEY, address=autoscaling.address, num_env_runners=1, timeout_s=120.0)
     assert len(autoscaling.nodes()) == 1
-    config = PPOConfig().environment("OnlyHere-v0").env_runners(num_env_runners=6)
+    config = (
+        PPOConfig()
+        .environment("OnlyHere-v0")
+        .env_runners(num_env_runners=2, custom_resources_per_env_runner={"env_runner": 3})
+    )
     config.training(train_batch_size_per_learner=64, minibatch_size=32, num_epochs=1)
     with caplog.at_level(logging.INFO, "remoterl"):
         algo = config.build_algo()
@@ -206,6 +209,7 @@ def test_simulators_come_for_rllib(autoscaling, caplog: pytest.LogCaptureFixture
         lambda _: ray.get_runtime_context().get_node_id(), local_env_runner=False
     )
     simulators = {node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("env_runner")}
-    assert len(nodes) == 6 and set(nodes) == simulators
+    assert len(nodes) == 2 and set(nodes) == simulators
     algo.train()
     algo.stop()
+    remoterl.shutdown()

@@ -15,7 +15,7 @@ import pytest
 from bad_envs import BadEnv
 from conftest import WAYS
 from ledger import LedgerEnv
-from processes import Cluster, Way, wait_until
+from processes import PATIENCE_S, Cluster, Way, wait_until
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 import remoterl
@@ -263,7 +263,7 @@ def test_what_harms_nobody(
             heard.update(index for index, text in enumerate(capfd.readouterr()) if "the arm hit the table" in text)
             return heard == {0, 1}
 
-        wait_until(in_both, 60, "its words in both streams")
+        wait_until(in_both, what="its words in both streams")
     if what == "print_megabytes":  # of which Ray leaves some out where it can't keep up
         quiet_since = time.monotonic()
         while time.monotonic() - quiet_since < 2.0:
@@ -302,7 +302,7 @@ def test_an_environment_that_ends_its_process(
     vec.close()
     if what == "crash":  # Python's own account of where it was arrives as what the environment prints does
         said: list[str] = []
-        wait_until(lambda: said.append(capfd.readouterr().err) or "in _crash" in "".join(said), 60, "the place")
+        wait_until(lambda: said.append(capfd.readouterr().err) or "in _crash" in "".join(said), what="the place")
         assert "Segmentation fault" in "".join(said)
 
 
@@ -328,7 +328,7 @@ def test_what_it_started_ends_with_it(trainer: Way, bystander: Bystander) -> Non
         else:
             current_session().give_up(victim)
         assert np.flatnonzero(vec.step(NOTHING)[3]).tolist() == BESIDE
-        _, alive = psutil.wait_procs(children, timeout=60)
+        _, alive = psutil.wait_procs(children, timeout=PATIENCE_S)
         assert alive == [], end
         bystander.step(lost=BESIDE)
         bystander.vec.reset(seed=1)

@@ -18,7 +18,7 @@ import gymnasium as gym
 import pytest
 import racing
 from conftest import assert_free
-from processes import KEY, clean_environment, stage, wait_until
+from processes import A_MINUTE_S, KEY, clean_environment, stage, wait_until
 
 import remoterl
 from remoterl import capacity
@@ -30,7 +30,7 @@ def connected(request: pytest.FixtureRequest, cluster) -> Iterator[str]:
     """An open connection, so that each call does not make one."""
     with capacity.connected(cluster.address(request.param), KEY, 30.0):
         yield request.param
-        wait_until(lambda: remoterl.check(16), 60, "all units are free again")
+        wait_until(lambda: remoterl.check(16), what="all units are free again")
 
 
 def test_capacity_is_described_checked_reserved_and_released(connected: str) -> None:
@@ -45,7 +45,7 @@ def test_capacity_is_described_checked_reserved_and_released(connected: str) -> 
     assert remoterl.check(8, {"zone": "!b"}) and not remoterl.check(1, {"zone": "c"})
     reservation = remoterl.reserve(10, timeout_s=20.0)
     try:
-        wait_until(lambda: not remoterl.check(7), 60, "the units are held")
+        wait_until(lambda: not remoterl.check(7), what="the units are held")
         assert remoterl.check(6)
         with pytest.raises(CapacityError, match=r"7 env runners can't be reserved.* 6 free of 16"):
             remoterl.reserve(7, timeout_s=1.0)
@@ -79,7 +79,7 @@ def command_line(address: str, *words: str) -> subprocess.CompletedProcess[str]:
 
 def test_exit_codes_of_the_command_line(cluster) -> None:
     with capacity.connected(cluster.gcs_address, KEY, 30.0):
-        wait_until(lambda: remoterl.check(16), 60)
+        wait_until(lambda: remoterl.check(16))
         reservation = remoterl.reserve(10, ttl_s=240.0, timeout_s=20.0)
         for words, code, said in [
             (["check", "7"], 1, "no"),
@@ -91,9 +91,8 @@ def test_exit_codes_of_the_command_line(cluster) -> None:
             assert (done.returncode, done.stdout.splitlines()[-1]) == (code, said), done.stderr
 
 
-@pytest.mark.parametrize("kind", ["driver", "client"])
-def test_another_process_takes_a_reservation(cluster, tmp_path: Path, kind: str) -> None:
-    address = cluster.address(kind)
+def test_another_process_takes_a_reservation(cluster, tmp_path: Path) -> None:
+    address = cluster.gcs_address
     reserved = command_line(address, "reserve", "6", "--label", "zone=b", "--ttl", "120", "--json")
     assert reserved.returncode == 0, reserved.stderr
     reservation = json.loads(reserved.stdout.splitlines()[-1])
@@ -119,7 +118,7 @@ def test_another_process_takes_a_reservation(cluster, tmp_path: Path, kind: str)
         first.kill()
         first.wait()
         first.stdout.close()
-        wait_until(lambda: remoterl.check(16), 60, "the reservation ended with its trainer")
+        wait_until(lambda: remoterl.check(16), A_MINUTE_S, "the reservation ended with its trainer")
         with pytest.raises(CapacityError, match="no such reservation"):
             remoterl.init(KEY, reservation=reservation["id"])
 
@@ -127,9 +126,12 @@ def test_another_process_takes_a_reservation(cluster, tmp_path: Path, kind: str)
 def test_a_reservation_outlives_its_creator_only_for_its_time(cluster) -> None:
     script = (
         "import os, signal, time, remoterl\n"
-        f"remoterl.reserve(9, ttl_s=15.0, address={cluster.client_address!r}, timeout_s=20.0)\n"
-        "print(time.monotonic(), flush=True)\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from remoterl import capacity\n"
+        f"with capacity.connected({cluster.client_address!r}, {KEY!r}, 20.0):\n"
+        "    since = time.monotonic()\n"  # from when it counts: before the call, which holds the units at its end
+        "    remoterl.reserve(9, ttl_s=15.0, timeout_s=20.0)\n"
+        "    print(since, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     with capacity.connected(cluster.gcs_address, KEY, 30.0):
         done = subprocess.run(
@@ -139,27 +141,27 @@ def test_a_reservation_outlives_its_creator_only_for_its_time(cluster) -> None:
         since = float(done.stdout)  # the same clock for every process of a machine
         assert not remoterl.check(8) and remoterl.check(7)
         assert time.monotonic() - since < 14
-        wait_until(lambda: remoterl.check(16), 60, "it ended")
-        assert 14 < time.monotonic() - since < 30
+        wait_until(lambda: remoterl.check(16), what="it ended")
+        assert 15 < time.monotonic() - since < 30
 
 
 def test_two_trainers_never_share_a_unit(cluster) -> None:
     """One by each connection, all the time at the same moment."""
-    with stage("8 rounds of reservations"):
-        rounds = _race(cluster, racing.reserve_at_once, 8, 9)  # two times nine are more than sixteen
+    with stage("3 rounds of reservations"):
+        rounds = _race(cluster, racing.reserve_at_once, 3, 9)  # two times nine are more than sixteen
     for first, second in rounds.values():
         (refusal,) = filter(None, (*first, *second))  # exactly one has it
         assert "9 env runners can't be reserved: the 2 simulators have 7 free of 16" in refusal
 
     # For the last two.
     with capacity.connected(cluster.gcs_address, KEY, 30.0):
-        wait_until(lambda: remoterl.check(16), 60)
+        wait_until(lambda: remoterl.check(16))
         reservation = remoterl.reserve(14, ttl_s=600.0, timeout_s=20.0)
         free = {one["name"]: one["free_units"] for one in remoterl.describe()["simulators"]}
         assert sum(free.values()) == 2
         try:
-            with stage("6 rounds of trainers"):
-                rounds = _race(cluster, racing.train_at_once, 6, 2)
+            with stage("2 rounds of trainers"):
+                rounds = _race(cluster, racing.train_at_once, 2, 2)
         finally:
             assert remoterl.release(reservation)
     for answers in rounds.values():

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import comparing
@@ -17,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 from conftest import assert_free
-from processes import KEY, SIMULATOR_PYTHON, Cluster, Process, Way, wait_until
+from processes import KEY, Cluster, Process, Way, start_simulator, wait_until
 
 import remoterl
 from remoterl._process import current_session
@@ -33,8 +34,8 @@ def gamma(cluster: Cluster) -> Iterator[Process]:
     """A third simulator, whose env runners find no port for a stream."""
     with socket.create_server(("", 0)) as taken:
         port = str(taken.getsockname()[1])
-        command = [str(SIMULATOR_PYTHON), "-m", "remoterl", "simulate", "--name", "gamma"]
-        simulator = Process(*command, REMOTERL_ADDRESS=cluster.gcs_address, REMOTERL_STREAM_PORTS=port)
+        where = {"REMOTERL_ADDRESS": cluster.gcs_address, "REMOTERL_STREAM_PORTS": port}
+        simulator = start_simulator("--name", "gamma", "--max-env-runners", "8", **where)
         try:
             simulator.wait_for("is up")
             yield simulator
@@ -43,10 +44,9 @@ def gamma(cluster: Cluster) -> Iterator[Process]:
             assert simulator.end() == 0
 
 
-@pytest.mark.parametrize("connection", ["client", "driver"])
-def test_auto_takes_the_stream_and_says_so(cluster: Cluster, connection: str, caplog) -> None:
+def test_auto_takes_the_stream_and_says_so(cluster: Cluster, caplog) -> None:
     with caplog.at_level(logging.INFO, "remoterl"):
-        assert remoterl.init(KEY, address=cluster.address(connection), num_env_runners=2)
+        assert remoterl.init(KEY, address=cluster.gcs_address, num_env_runners=2)
     assert names() == ["stream", "stream"]
     assert len([line for line in caplog.messages if "channel 'stream'" in line]) == 1
     remoterl.shutdown()
@@ -55,7 +55,7 @@ def test_auto_takes_the_stream_and_says_so(cluster: Cluster, connection: str, ca
 
 def test_auto_goes_by_actor_calls_where_it_must(cluster: Cluster, gamma: Process, caplog) -> None:
     with caplog.at_level(logging.INFO, "remoterl"):
-        assert remoterl.init(KEY, address=cluster.client_address, num_env_runners=6)
+        assert remoterl.init(KEY, address=cluster.client_address, num_env_runners=6)  # two on each
     assert set(names()) == {"actor", "stream"}
     [line] = [line for line in caplog.messages if "env runners over" in line]
     assert "channel 'actor' to" in line and "no stream to" in line and "REMOTERL_STREAM_PORTS" in line
@@ -78,6 +78,17 @@ def test_environments_live_in_the_main_thread(trainer: Way) -> None:
     vec.reset()
     infos = vec.step(np.zeros(2, int))[4]
     assert list(infos["threads"]) == [["main"], ["main"]]
+    vec.close()
+
+
+class PunctualEnv(envs.CountingEnv):
+    def timer_slack(self) -> int:
+        return int(Path(f"/proc/{os.getpid()}/timerslack_ns").read_text())  # of the main thread
+
+
+def test_linux_is_asked_to_wake_environments_punctually(trainer: Way) -> None:
+    vec = gym.vector.SyncVectorEnv([PunctualEnv] * 2)
+    assert vec.call("timer_slack") == (1000, 1000)
     vec.close()
 
 
@@ -126,7 +137,7 @@ def test_idle_env_runners_use_no_cpu(trainer: Way) -> None:
         time.sleep(1)
         return used() - before < 0.2
 
-    wait_until(is_idle, 60, "idle env runners")
+    wait_until(is_idle, what="idle env runners")
     vec.close()
 
 

@@ -35,9 +35,10 @@ CASES = [
 ]
 # What Gymnasium 1.2 has no shared memory for.
 NOT_SHARED = (*envs.SHAPELESS_SPACES, *envs.NESTED_SPACES, "float16", "MiniGrid-Empty-5x5-v0")
-# How a mode resets and how SB3's two classes differ is decided by what an env runner is told, whichever way: by the
-# second way every environment is driven once by each of Gymnasium's classes and once by SB3's.
-by_one_way = pytest.mark.parametrize("trainer", WAYS[:1], ids=str, indirect=True, scope="module")
+# How a mode resets and how the classes differ is decided by what an env runner is told, whichever way: by both ways
+# every environment is driven by one of Gymnasium's classes, and by each of them by one of SB3's.
+by_the_first_way = pytest.mark.parametrize("trainer", WAYS[:1], ids=str, indirect=True, scope="module")
+by_the_second_way = pytest.mark.parametrize("trainer", WAYS[1:], ids=str, indirect=True, scope="module")
 
 
 @pytest.mark.parametrize(("what", "steps", "modules"), CASES)
@@ -45,7 +46,7 @@ def test_sync(what: Any, steps: int, modules: Any, trainer: Way, locally: Callab
     check_sync(what, steps, modules, "SameStep", locally)
 
 
-@by_one_way
+@by_the_first_way
 @pytest.mark.parametrize("mode", ["NextStep", "Disabled"])
 @pytest.mark.parametrize(("what", "steps", "modules"), CASES)
 def test_sync_in_other_modes(
@@ -59,6 +60,7 @@ def check_sync(what: Any, steps: int, modules: Any, mode: str, locally: Callable
     comparing.assert_same(locally(comparing.vector_class, *call), comparing.vector_class(*call))
 
 
+@by_the_second_way
 @pytest.mark.parametrize(("what", "steps", "modules"), CASES)
 def test_async(what: Any, steps: int, modules: Any, trainer: Way, locally: Callable[..., Any]) -> None:
     shared = getattr(what, "name", what) not in NOT_SHARED
@@ -72,12 +74,13 @@ NOT_SB3 = (*envs.NESTED_SPACES, *envs.SHAPELESS_SPACES, "nested", "MiniGrid-Empt
 SB3_CASES = [case for case in CASES if case.id not in NOT_SB3]
 
 
+@by_the_first_way
 @pytest.mark.parametrize(("what", "steps", "modules"), SB3_CASES)
 def test_sb3(what: Any, steps: int, modules: Any, trainer: Way, locally: Callable[..., Any]) -> None:
     check_sb3(what, steps, modules, "SubprocVecEnv", locally)
 
 
-@by_one_way
+@by_the_second_way
 @pytest.mark.parametrize(("what", "steps", "modules"), SB3_CASES)
 def test_sb3_in_its_process(what: Any, steps: int, modules: Any, trainer: Way, locally: Callable[..., Any]) -> None:
     check_sb3(what, steps, modules, "DummyVecEnv", locally)

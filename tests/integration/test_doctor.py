@@ -14,7 +14,7 @@ from pathlib import Path
 import gymnasium
 import pytest
 import ray
-from processes import KEY, ROOT, SIMULATOR_PYTHON, Process, clean_environment, free_ports
+from processes import KEY, ROOT, SIMULATOR_PYTHON, Process, clean_environment, free_ports, start_simulator
 
 from remoterl import __version__
 from remoterl._protocol import digest
@@ -94,8 +94,8 @@ def test_what_goes_wrong_is_named_with_what_to_do(cluster, tmp_path: Path) -> No
         assert not findings[check]["ok"] and findings[check]["advice"]
     with socket.create_server(("", 0)) as taken:  # the one port that this simulator may use for streams
         port = str(taken.getsockname()[1])
-        command = [str(SIMULATOR_PYTHON), "-m", "remoterl", "simulate", "--name", "gamma"]
-        gamma = Process(*command, REMOTERL_ADDRESS=cluster.gcs_address, REMOTERL_STREAM_PORTS=port)
+        where = {"REMOTERL_ADDRESS": cluster.gcs_address, "REMOTERL_STREAM_PORTS": port}
+        gamma = start_simulator("--name", "gamma", **where)
         delta, folder = node_with_another_remoterl(cluster.gcs_address, tmp_path)
         try:
             gamma.wait_for("is up")

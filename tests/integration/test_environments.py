@@ -201,12 +201,12 @@ def test_collected_envs_free_their_rows(trainer: Way) -> None:
 
     runners = current_session().runners
     gc.collect()
-    wait_until(lambda: sum(runner.rows for runner in runners) == 0, 60, "rows of earlier tests")
+    wait_until(lambda: sum(runner.rows for runner in runners) == 0, what="rows of earlier tests")
     vec = gym.make_vec("CartPole-v1", num_envs=4, vectorization_mode="sync")
     assert sum(runner.rows for runner in runners) == 4
     del vec
     gc.collect()
-    wait_until(lambda: sum(runner.rows for runner in runners) == 0, 60, "freed rows")
+    wait_until(lambda: sum(runner.rows for runner in runners) == 0, what="freed rows")
 
 
 def test_no_patch_in_an_env_runner(trainer: Way) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
-from processes import KEY, SIMULATOR_PYTHON, Process, clean_environment, free_ports
+from processes import KEY, PATIENCE_S, clean_environment, free_ports, start_simulator
 
 # Ray Client's server for each client, which its own port stands before, and metrics of autoscaler and dashboard.
 NOT_FOR_OTHERS = {*range(23000, 24000), 44217, 44227}
@@ -75,8 +75,7 @@ def test_a_hub_a_simulator_and_a_trainer(tmp_path: Path, cluster) -> None:
         # Neither address nor key in the environment: both come from what was registered.
         registered = {name: value for name, value in clean_environment(**settings).items() if "API_KEY" not in name}
         ports = f"--ports={first + 100}-{first + 199}"
-        simulate = [str(SIMULATOR_PYTHON), "-m", "remoterl", "simulate", "--max-env-runners=4", ports]
-        simulator = Process(*simulate, environ=registered)
+        simulator = start_simulator("--max-env-runners=4", ports, environ=registered)
         try:
             simulator.wait_for("is up")
             trainer = subprocess.run(
@@ -101,7 +100,7 @@ def test_a_hub_a_simulator_and_a_trainer(tmp_path: Path, cluster) -> None:
     assert joined is None  # it waits for the hub to come back
     assert all(process.is_running() for process in bystanders)
     assert stopped.returncode == 0 and "is stopped" in stopped.stdout
-    _, alive = psutil.wait_procs(tree, timeout=60)
+    _, alive = psutil.wait_procs(tree, timeout=PATIENCE_S)
     assert alive == []
     assert "No hub of yours" in remoterl_command("hub", "stop", **settings).stdout
 

@@ -11,7 +11,7 @@ import pytest
 import ray
 from conftest import WAYS, assert_free, patched_places
 from ledger import LedgerEnv
-from processes import SIMULATOR_PYTHON, Cluster, Process, Way, wait_until
+from processes import PATIENCE_S, Cluster, Process, start_simulator, wait_until
 
 import remoterl
 from remoterl._process import current_session
@@ -20,17 +20,16 @@ from remoterl.errors import EnvRunnerLostError
 
 
 def simulator(cluster: Cluster, name: str, units: str, *options: str) -> Process:
-    command = [str(SIMULATOR_PYTHON), "-m", "remoterl", "simulate", "--name", name, "--max-env-runners", units]
-    return Process(*command, *options, REMOTERL_ADDRESS=cluster.gcs_address)
+    units_and_more = ("--max-env-runners", units, *options)
+    return start_simulator("--name", name, *units_and_more, REMOTERL_ADDRESS=cluster.gcs_address)
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
-def test_sigterm_moves_its_rows(cluster: Cluster, way: Way) -> None:
+def test_sigterm_moves_its_rows(cluster: Cluster) -> None:
     before = patched_places()
     gamma = simulator(cluster, "gamma", "64")
     try:
         gamma.wait_for("is up")
-        way.open(cluster, num_env_runners=4)
+        WAYS[1].open(cluster, num_env_runners=4)
         vec = gym.vector.SyncVectorEnv([LedgerEnv] * 8)
         vec.reset(seed=7)
         leaving = vec._core.places()["gamma"]
@@ -38,7 +37,7 @@ def test_sigterm_moves_its_rows(cluster: Cluster, way: Way) -> None:
         tree = gamma.tree()
         gamma.process.send_signal(signal.SIGTERM)
         env_runners = [process for process in tree if "EnvRunner" in " ".join(process.cmdline())]
-        psutil.wait_procs(env_runners, timeout=60)
+        psutil.wait_procs(env_runners, timeout=PATIENCE_S)
         truncations = np.zeros(8, bool)
         for step in range(20):  # its env runners are gone, its node may be there still
             truncations |= vec.step(np.full(8, step))[3]
@@ -50,9 +49,9 @@ def test_sigterm_moves_its_rows(cluster: Cluster, way: Way) -> None:
                 assert list(book) == [(step + 1, step) for step in range(20)]
         vec.close()
         assert gamma.process.wait(30) == 0, gamma.output
-        _, alive = psutil.wait_procs(tree, timeout=60)
+        _, alive = psutil.wait_procs(tree, timeout=PATIENCE_S)
         assert alive == []
-        wait_until(lambda: "gamma" not in {one["name"] for one in remoterl.describe()["simulators"]}, 60)
+        wait_until(lambda: "gamma" not in {one["name"] for one in remoterl.describe()["simulators"]})
     finally:
         remoterl.shutdown()
         gamma.end()
@@ -78,7 +77,7 @@ def test_rows_double_up_and_then_there_is_no_place(cluster: Cluster) -> None:
         assert vec._core.places() == {"gamma": [0, 1, 2, 3]}
         assert delta.process.poll() is None
         delta.end(signal.SIGTERM)
-        wait_until(lambda: [one["restarts"] for one in remoterl.describe()["trainers"]] == [1], 60)
+        wait_until(lambda: [one["restarts"] for one in remoterl.describe()["trainers"]] == [1])
         assert [len(book) for book in vec.get_attr("book")] == [0 if row in lost else 2 for row in range(4)]
         gamma.end(signal.SIGTERM)
         with pytest.raises(EnvRunnerLostError, match="No other had a free env runner within restart_timeout_s=6"):

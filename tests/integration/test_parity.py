@@ -21,20 +21,27 @@ def _steps(way: Way, env_id: str = "CartPole-v1") -> int:
     return {"CartPole-v1": 400, "Pendulum-v1": 610}.get(env_id, 1000)
 
 
-pytestmark = pytest.mark.parametrize("trainer", [*WAYS, *OTHER_WAYS], ids=str, indirect=True, scope="module")
+# CartPole by every way, the other environments by each connection and each channel.
+BY_ALL = [*WAYS, *OTHER_WAYS]
+every_way = pytest.mark.parametrize("trainer", BY_ALL, ids=str, indirect=True, scope="module")
+every_env = pytest.mark.parametrize(
+    ("trainer", "env_id"),
+    [(way, env_id) for way in BY_ALL for env_id in (ENVS if way in WAYS else ENVS[:1])],
+    ids=str,
+    indirect=["trainer"],
+    scope="module",
+)
 
 
-@pytest.mark.parametrize("env_id", ENVS)
+@every_env
 def test_make(env_id: str, trainer: Way, locally: Callable[..., Any]) -> None:
     arguments = (env_id, _steps(trainer, env_id), 7)
     comparing.assert_same(locally(comparing.single, *arguments), comparing.single(*arguments))
 
 
 # Without a mode an id gets its own vector env, as CartPole has one, else what "sync" gives it.
-@pytest.mark.parametrize(
-    ("env_id", "mode"),
-    [*((env_id, mode) for env_id in ENVS for mode in ("sync", "async")), (ENVS[0], None), (ENVS[3], None)],
-)
+@every_env
+@pytest.mark.parametrize("mode", ["sync", "async", None])
 def test_make_vec(env_id: str, mode: str | None, trainer: Way, locally: Callable[..., Any]) -> None:
     arguments = (env_id, _steps(trainer, env_id), 11)
     local = locally(comparing.gymnasium_vector, *arguments, vectorization_mode=mode)
@@ -44,6 +51,7 @@ def test_make_vec(env_id: str, mode: str | None, trainer: Way, locally: Callable
     assert trainer.is_slow or ends >= 5
 
 
+@every_way
 @pytest.mark.parametrize("autoreset", ["NextStep", "SameStep", "Disabled"])
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_autoreset_modes(mode: str, autoreset: str, trainer: Way, locally: Callable[..., Any]) -> None:
@@ -60,8 +68,8 @@ def test_autoreset_modes(mode: str, autoreset: str, trainer: Way, locally: Calla
     comparing.assert_same(local, remote)
 
 
+@every_env
 @pytest.mark.parametrize("subproc", [False, True], ids=["dummy", "subproc"])
-@pytest.mark.parametrize("env_id", ENVS)
 def test_sb3(env_id: str, subproc: bool, trainer: Way, locally: Callable[..., Any]) -> None:
     arguments = (env_id, _steps(trainer, env_id), 5, subproc)
     local, remote = locally(comparing.sb3_vector, *arguments), comparing.sb3_vector(*arguments)

@@ -85,6 +85,6 @@ def test_ray_up_and_down_on_premises() -> None:
         assert down.returncode == 0, down.stdout + down.stderr
         with stage("nothing left"):
             try:
-                wait_until(lambda: network.lines("ray") == [], 60)
+                wait_until(lambda: network.lines("ray") == [])
             except AssertionError:
                 raise AssertionError(f"left: {network.lines('ray')}") from None

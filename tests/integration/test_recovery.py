@@ -19,7 +19,7 @@ from bad_envs import BadEnv
 from conftest import WAYS, assert_free, patched_places
 from gymnasium.vector import AutoresetMode
 from ledger import LedgerEnv
-from processes import SIMULATOR_PYTHON, Cluster, Process, Way, wait_until
+from processes import PATIENCE_S, Cluster, Way, start_simulator, wait_until
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 import remoterl
@@ -32,6 +32,8 @@ from remoterl.errors import EnvRunnerLostError, StepTimeoutError
 ROWS = 4  # two on each of two env runners
 # For what the trainer's side does, whichever way it heard of the loss.
 one_way = pytest.mark.parametrize("mortal", WAYS[:1], ids=str, indirect=True, scope="module")
+# For what takes sessions of its own.
+by_the_second_way = pytest.mark.parametrize("mortal", WAYS[1:], ids=str, indirect=True, scope="module")
 LOST = [0, 1]
 
 
@@ -133,7 +135,7 @@ def test_next_step(mortal: Way, class_name: str, when: str) -> None:
     def told_restarts() -> list[int]:
         return [trainer["restarts"] for trainer in remoterl.describe()["trainers"]]
 
-    wait_until(lambda: told_restarts() == [restarts + 1], 60, "the new env runner tells of one more restart")
+    wait_until(lambda: told_restarts() == [restarts + 1], what="the new env runner tells of one more restart")
     vec.close()
 
 
@@ -247,6 +249,7 @@ def test_a_new_vector_env_after_all_env_runners_died(mortal: Way) -> None:
     vec.close()
 
 
+@by_the_second_way
 def test_a_step_that_hangs(cluster: Cluster, mortal: Way) -> None:
     class Hanging(LedgerEnv):
         def step(self, action: int) -> Any:
@@ -270,7 +273,7 @@ def test_a_step_that_hangs(cluster: Cluster, mortal: Way) -> None:
     mortal.open(cluster)
 
 
-@pytest.mark.parametrize("mortal", WAYS[1:], ids=str, indirect=True, scope="module")
+@by_the_second_way
 def test_no_restarts(cluster: Cluster, mortal: Way) -> None:
     remoterl.shutdown()
     mortal.open(cluster, max_restarts=0)
@@ -287,11 +290,11 @@ def test_no_restarts(cluster: Cluster, mortal: Way) -> None:
     mortal.open(cluster)
 
 
+@by_the_second_way
 def test_a_simulator_is_killed(cluster: Cluster, mortal: Way) -> None:
     """With all its env runners: their rows go on at the other simulators."""
     remoterl.shutdown()
-    command = [str(SIMULATOR_PYTHON), "-m", "remoterl", "simulate", "--name", "gamma", "--max-env-runners", "64"]
-    gamma = Process(*command, REMOTERL_ADDRESS=cluster.gcs_address)
+    gamma = start_simulator("--name", "gamma", "--max-env-runners", "64", REMOTERL_ADDRESS=cluster.gcs_address)
     try:
         gamma.wait_for("is up")
         mortal.open(cluster, num_env_runners=4)
@@ -305,7 +308,7 @@ def test_a_simulator_is_killed(cluster: Cluster, mortal: Way) -> None:
         tree = gamma.tree()
         assert {pid for row in lost for pid in parents.get_attr("children")[row]} <= {one.pid for one in tree}
         gamma.process.kill()
-        _, alive = psutil.wait_procs(tree, timeout=60)  # its node ends with it, env runners and all
+        _, alive = psutil.wait_procs(tree, timeout=PATIENCE_S)  # its node ends with it, env runners and all
         assert alive == []
         truncations = np.zeros(ROWS, bool)
         for step in range(1, 4):

@@ -15,8 +15,9 @@ import gymnasium as gym
 import psutil
 import pytest
 import ray
+import rllib_ends
 from conftest import patched_places
-from processes import KEY, ROOT, Cluster, kill, run_python, wait_until
+from processes import A_MINUTE_S, KEY, Cluster, kill, run_python, wait_until
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
 from rllib_fixtures import assert_no_rllib_left, in_cluster_only
 
@@ -54,10 +55,9 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
-@pytest.mark.parametrize("kind", ["client"])
-def test_too_few_units(rllib_cluster: Cluster, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_too_few_units(rllib_cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
     before = patched_places()
-    assert remoterl.init(KEY, address=rllib_cluster.address(kind), timeout_s=2)
+    assert remoterl.init(KEY, address=rllib_cluster.gcs_address, timeout_s=2)
     try:
         with caplog.at_level("INFO", "remoterl"), pytest.raises(CapacityError) as raised:
             ppo(9).build_algo()
@@ -77,12 +77,11 @@ def test_too_few_units(rllib_cluster: Cluster, kind: str, caplog: pytest.LogCapt
     assert_no_rllib_left(rllib_cluster)
 
 
-@pytest.mark.parametrize("kind", ["client"])
-def test_what_is_registered_before_init(rllib_cluster: Cluster, node_names: Any, kind: str) -> None:
+def test_what_is_registered_before_init(rllib_cluster: Cluster, node_names: Any) -> None:
     import rllib_envs
 
     ray.tune.register_env("early", lambda context: rllib_envs.ConfiguredEnv(context))
-    assert remoterl.init(KEY, address=rllib_cluster.address(kind), num_env_runners=8, timeout_s=5)
+    assert remoterl.init(KEY, address=rllib_cluster.gcs_address, num_env_runners=8, timeout_s=5)
     try:
         config = PPOConfig().environment("early", env_config={"size": 2}).training(**SMALL)
         # All units are ours, and RLlib's default of 2 env runners gets its places.
@@ -97,19 +96,19 @@ def test_what_is_registered_before_init(rllib_cluster: Cluster, node_names: Any,
 
 
 def test_a_session_on_the_scripts_own_connection(
-    rllib_cluster: Cluster, node_names: Callable[[Any], list[str]], locally: Any, tmp_path: Path
+    rllib_cluster: Cluster, node_names: Callable[[Any], list[str]], tmp_path: Path
 ) -> None:
     """`remoterl.shutdown()` leaves Ray connected, and nothing on the simulators; later algorithms are local."""
     from remoterl.cluster import auth
 
-    expected = locally(fields, "PPOConfig")
+    expected = fields("PPOConfig")
     before = patched_places()
     undo_key = auth.use_key(KEY)
     ray.init(rllib_cluster.gcs_address, log_to_driver=False)
     try:
         assert remoterl.init(num_env_runners=1)
-        algo = ppo(2).build_algo()
-        assert node_names(where(algo)) == ["alpha", "beta"]
+        algo = ppo(1).build_algo()
+        assert set(node_names(where(algo))) < {"alpha", "beta"}
         algo.save_to_path(tmp_path / "checkpoint")
         remoterl.shutdown()
         assert ray.is_initialized()
@@ -121,14 +120,14 @@ def test_a_session_on_the_scripts_own_connection(
         assert algo.config.num_cpus_per_env_runner == 1 and algo.config.custom_resources_per_env_runner == {}
         algo.stop()
         algo = PPO.from_checkpoint(tmp_path / "checkpoint")
-        assert node_names(where(algo)) == ["hub", "hub"]
+        assert node_names(where(algo)) == ["hub"]
         algo.stop()
     finally:
         ray.shutdown()
         undo_key()
 
 
-SCRIPT = ROOT / "tests" / "scripts" / "rllib_ends.py"
+SCRIPT = Path(rllib_ends.__file__)
 
 
 def said_fields(output: str) -> dict[str, dict[str, Any]]:
@@ -137,45 +136,34 @@ def said_fields(output: str) -> dict[str, dict[str, Any]]:
     return {when: json.loads(text) for when, text in lines}
 
 
-@pytest.fixture(scope="module")
-def fresh() -> dict[str, Any]:
-    done = run_python(SCRIPT, "fresh", timeout_s=120)
-    assert done.returncode == 0, done.stderr
-    return said_fields(done.stdout)["fresh"]
-
-
-def assert_all_free(cluster: Cluster, kind: str) -> None:
+def assert_all_free(cluster: Cluster) -> None:
     assert_no_rllib_left(cluster)
-    wait_until(lambda: remoterl.check(8, address=cluster.address(kind), api_key=KEY), 60, "all units are free")
+    wait_until(lambda: remoterl.check(8, address=cluster.gcs_address, api_key=KEY), A_MINUTE_S, "all units are free")
 
 
-@pytest.mark.parametrize(("kind", "arguments"), [("driver", ["exception"]), ("client", ["end", "late"])])
-def test_after_every_end_configs_are_those_of_a_fresh_process(
-    rllib_cluster: Cluster, fresh: dict[str, Any], kind: str, arguments: list[str]
-) -> None:
-    address = {"REMOTERL_ADDRESS": rllib_cluster.address(kind), "OMP_NUM_THREADS": "1"}
-    done = run_python(SCRIPT, *arguments, timeout_s=280, **address)
+def test_after_every_end_configs_are_those_of_a_fresh_process(rllib_cluster: Cluster) -> None:
+    address = {"REMOTERL_ADDRESS": rllib_cluster.gcs_address, "OMP_NUM_THREADS": "1"}
+    done = run_python(SCRIPT, "exception", timeout_s=280, **address)
     said = said_fields(done.stdout)
-    assert list(said) == ["algo.stop", "remoterl.shutdown", "ray.shutdown", arguments[0]], done.stdout + done.stderr
-    assert done.returncode == (1 if "exception" in arguments else 0), done.stderr
-    assert ("ZeroDivisionError" in done.stderr) == ("exception" in arguments)
+    fresh = rllib_ends.fields()  # this process has no session now
+    assert list(said) == ["algo.stop", "remoterl.shutdown", "ray.shutdown", "exception"], done.stdout + done.stderr
+    assert done.returncode == 1 and "ZeroDivisionError" in done.stderr, done.stderr
     assert done.stdout.count("FREE") == 2
     assert len(fresh) == 5 and all(len(fields) > 100 for name, fields in fresh.items() if name != "code")
     assert fresh["code"] == [] and said["algo.stop"].pop("code") != []  # the session is open still
     for when, fields in said.items():
         for name in fields:
             assert fields[name] == fresh[name], (when, name)
-    assert_all_free(rllib_cluster, kind)
+    assert_all_free(rllib_cluster)
 
 
-@pytest.mark.parametrize("kind", ["driver", "client"])
-def test_a_script_is_killed(rllib_cluster: Cluster, kind: str) -> None:
+def test_a_script_is_killed(rllib_cluster: Cluster) -> None:
     """It says nothing any more; the next process is a fresh one."""
     done = run_python(
-        SCRIPT, "kill", REMOTERL_ADDRESS=rllib_cluster.address(kind), OMP_NUM_THREADS="1", timeout_s=180
+        SCRIPT, "kill", REMOTERL_ADDRESS=rllib_cluster.client_address, OMP_NUM_THREADS="1", timeout_s=180
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL and "TRAINED" in done.stdout, done.stdout + done.stderr
-    assert_all_free(rllib_cluster, kind)
+    assert_all_free(rllib_cluster)
 
 
 @pytest.mark.long
@@ -191,7 +179,7 @@ def test_a_simulator_is_killed_in_mid_training(rllib_cluster: Cluster, node_name
 
     assert remoterl.init(KEY, address=rllib_cluster.client_address)
     try:
-        algo = ppo(4).training(train_batch_size_per_learner=4000, minibatch_size=1000).build_algo()
+        algo = ppo(3).training(train_batch_size_per_learner=4000, minibatch_size=1000).build_algo()
         assert "gamma" in node_names(where(algo))
         tree[:] = gamma.tree()  # with the env runners
         began = time.monotonic()
@@ -201,12 +189,12 @@ def test_a_simulator_is_killed_in_mid_training(rllib_cluster: Cluster, node_name
         assert killed_at and killed_at[0] < time.monotonic()
         assert algo.train()["training_iteration"] == 3
         deadline = time.monotonic() + 60
-        while algo.env_runner_group.num_healthy_remote_workers() < 4 and time.monotonic() < deadline:
+        while algo.env_runner_group.num_healthy_remote_workers() < 3 and time.monotonic() < deadline:
             algo.train()
-        assert algo.env_runner_group.num_healthy_remote_workers() == 4
+        assert algo.env_runner_group.num_healthy_remote_workers() == 3
         assert set(node_names(where(algo))) == {"alpha", "beta"}
         gamma.process.wait()
-        wait_until(lambda: not any(lives(process) for process in tree), 60, "gamma's processes")
+        wait_until(lambda: not any(lives(process) for process in tree), what="gamma's processes")
         algo.stop()
     finally:
         remoterl.shutdown()
@@ -228,14 +216,14 @@ def test_a_trial_loses_a_simulator(rllib_cluster: Cluster, node_names: Any, tmp_
     killer = threading.Thread(target=kill_it)
     assert remoterl.init(KEY, address=rllib_cluster.address("driver"))
     try:
-        space = {"env": "CartPole-v1", "num_env_runners": 6, "callbacks": rllib_envs.SaysWhenMoved, **SMALL}
+        space = {"env": "CartPole-v1", "num_env_runners": 4, "callbacks": rllib_envs.SaysWhenMoved, **SMALL}
         stop = tune.RunConfig(stop={"moved": 1, "time_total_s": 150}, storage_path=str(tmp_path), verbose=0)
         killer.start()
         results = tune.Tuner("PPO", param_space=space, run_config=stop).fit()
         killer.join()
         assert results.num_errors == 0 and len(results) == 1
         places = node_names(results[0].metrics["places"]["env_runners"])
-        assert len(places) == 6 and set(places) == {"alpha", "beta"}
+        assert len(places) == 4 and set(places) == {"alpha", "beta"}
         gamma.process.wait()
     finally:
         remoterl.shutdown()
@@ -246,13 +234,13 @@ def test_a_trial_loses_a_simulator(rllib_cluster: Cluster, node_names: Any, tmp_
 @in_cluster_only
 def test_waiting_ends_well(rllib_session: str, node_names: Any, caplog: pytest.LogCaptureFixture) -> None:
     """An algorithm that is built while another holds the units gets its place when that one stops."""
-    first = ppo(2).env_runners(custom_resources_per_env_runner={"env_runner": 3}).build_algo()
+    first = ppo(2).env_runners(custom_resources_per_env_runner={"env_runner": 4}).build_algo()
     threading.Timer(3, first.stop).start()
     with caplog.at_level("INFO", "remoterl"):
-        second = ppo(4).build_algo()
+        second = ppo(2).build_algo()
     [waiting] = [record.message for record in caplog.records if "Waiting up to 30 s" in record.message]
-    assert "it asks for 4 env runners, the simulators have 2 free of 8" in waiting
-    assert node_names(where(second)) == ["alpha", "alpha", "beta", "beta"]
+    assert "it asks for 2 env runners, the simulators have 0 free of 8" in waiting
+    assert node_names(where(second)) == ["alpha", "beta"]
     second.stop()
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from processes import KEY, ROOT, Cluster, clean_environment, inheriting, run_python, wait_until
 from rllib_fixtures import assert_no_rllib_left
@@ -25,15 +26,14 @@ ASK_RAY = """
     algo.stop()
 """
 JOB = """
-import sys, remoterl
-from stable_baselines3 import PPO
-from stable_baselines3.common.env_util import make_vec_env
+import sys, gymnasium, numpy, remoterl
 
 assert remoterl.init(num_env_runners=2)
-env = make_vec_env("CartPole-v1", n_envs=4)
-model = PPO("MlpPolicy", env, n_steps=32, batch_size=64, n_epochs=1).learn(128)
-print("trained on", ", ".join(sorted(one["name"] for one in remoterl.describe()["simulators"] if one["env_runners"])))
-model.save(sys.argv[1])
+vec = gymnasium.make_vec("CartPole-v1", num_envs=4, vectorization_mode="sync")
+vec.reset(seed=1)
+rewards = [vec.step(vec.action_space.sample())[1] for _ in range(32)]
+print("stepped on", ", ".join(sorted(one["name"] for one in remoterl.describe()["simulators"] if one["env_runners"])))
+numpy.save(sys.argv[1], rewards)
 remoterl.shutdown()
 """
 
@@ -51,21 +51,23 @@ def asking_ray(example: str) -> str:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["driver", "client"])
-def test_ppo_learns_cartpole(rllib_cluster: Cluster, kind: str, tmp_path: Path) -> None:
-    """Word for word, and at its end Ray is asked where the env runners sit."""
+def test_ppo_learns_cartpole(rllib_cluster: Cluster, tmp_path: Path) -> None:
+    """With half of its env runners, and at its end Ray is asked where they sit."""
     script = tmp_path / "trainer.py"
-    script.write_text(asking_ray("rllib_ppo.py"))
-    output = run(rllib_cluster, kind, script)
+    script.write_text(asking_ray("rllib_ppo.py").replace("num_env_runners=4", "num_env_runners=2"))
+    output = run(rllib_cluster, "client", script)
     [final] = re.findall(r"Mean return ([\d.]+) after", output)
     assert float(final) >= 450
-    assert "PLACES ['alpha', 'alpha', 'beta', 'beta']" in output
+    assert "PLACES ['alpha', 'beta']" in output
 
 
 @pytest.mark.long
-def test_a_tune_grid(rllib_cluster: Cluster) -> None:
-    output = run(rllib_cluster, "driver", EXAMPLES / "rllib_tune.py", "1")
-    assert len(re.findall(r"\{'lr': .*\}: mean return [\d.]+", output)) == 4 and "Best: lr" in output
+def test_a_tune_grid(rllib_cluster: Cluster, tmp_path: Path) -> None:
+    """Half of its trials."""
+    script = tmp_path / "trainer.py"
+    script.write_text((EXAMPLES / "rllib_tune.py").read_text().replace("tune.grid_search([0.98, 0.99])", "0.98"))
+    output = run(rllib_cluster, "driver", script, "1")
+    assert len(re.findall(r"\{'lr': .*\}: mean return [\d.]+", output)) == 2 and "Best: lr" in output
 
 
 @pytest.mark.long
@@ -89,9 +91,7 @@ def submit(cluster: Cluster, script: Path, *arguments: str) -> str:
 
 
 def test_a_ray_job(rllib_cluster: Cluster, tmp_path: Path) -> None:
-    """A trainer submitted to the hub trains in-cluster, its output comes back, and its model is where it was told."""
-    from stable_baselines3 import PPO
-
+    """A trainer submitted to the hub runs in-cluster, its output comes back, and its file is where it was told."""
     folder = tmp_path / "a job's folder"
     folder.mkdir()
     (folder / "train.py").write_text(JOB)
@@ -104,16 +104,17 @@ def test_a_ray_job(rllib_cluster: Cluster, tmp_path: Path) -> None:
     for number, (command, environ) in enumerate(
         [(example, registered), (by_ray, {**registered, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": KEY})]
     ):
-        saved = tmp_path / f"a model {number}.zip"
+        saved = tmp_path / f"its rewards {number}.npy"
         environ = {name: value for name, value in environ.items() if value is not None}
         done = subprocess.run([*command, saved], env=environ, capture_output=True, text=True, timeout=280, check=False)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        assert "trained on alpha, beta" in done.stdout and KEY not in done.stdout
+        assert "stepped on alpha, beta" in done.stdout and KEY not in done.stdout
         assert "succeeded" in (done.stdout + done.stderr).lower()
-        assert PPO.load(saved).num_timesteps == 128
-    (folder / "rllib.py").write_text(asking_ray("rllib_ppo.py").replace("range(1, 301)", "range(1, 3)"))
+        assert (np.load(saved) == np.ones((32, 4))).mean() > 0.8
+    text = asking_ray("rllib_ppo.py").replace("range(1, 301)", "range(1, 3)")
+    (folder / "rllib.py").write_text(text.replace("num_env_runners=4", "num_env_runners=2"))
     output = submit(rllib_cluster, folder / "rllib.py")
-    assert "after 2 iterations" in output and "PLACES ['alpha', 'alpha', 'beta', 'beta']" in output
+    assert "after 2 iterations" in output and "PLACES ['alpha', 'beta']" in output
     assert_no_rllib_left(rllib_cluster)
 
 
@@ -122,7 +123,7 @@ def test_a_private_cluster(tmp_path: Path) -> None:
     text = (
         asking_ray("rllib_ppo.py")
         .replace("range(1, 301)", "range(1, 3)")
-        .replace("num_env_runners=4", "num_env_runners=2")
+        .replace("num_env_runners=4", "num_env_runners=1")
     )
     text = text.replace(
         'PLACES"', 'HOLDS", {node["NodeName"]: node["Resources"].get("env_runner") for node in ray.nodes()}, "PLACES"'
@@ -133,5 +134,5 @@ def test_a_private_cluster(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     [(holds, places)] = re.findall(r"HOLDS (.*) PLACES (.*)", done.stdout)
     assert set(ast.literal_eval(places)) == {name for name, units in ast.literal_eval(holds).items() if units}
-    assert len(ast.literal_eval(places)) == 2
-    wait_until(lambda: inheriting(str(tmp_path)) == [], 60, "the private cluster's processes")
+    assert len(ast.literal_eval(places)) == 1
+    wait_until(lambda: inheriting(str(tmp_path)) == [], what="the private cluster's processes")

@@ -55,7 +55,7 @@ def test_build_algo_spreads_training_and_evaluation(rllib_session: str, node_nam
     assert result["env_runners"]["num_env_steps_sampled_lifetime"] >= 128
     assert result["evaluation"]["env_runners"]["num_episodes"] > 0
     algo.stop()
-    wait_until(lambda: free_units() == 8, 60, "units free after algo.stop()")
+    wait_until(lambda: free_units() == 8, what="units free after algo.stop()")
     after = config.to_dict()
     assert {name for name in before if before[name] != after[name]} == set()
     env = gym.make("CartPole-v1")  # the session is open, and takes env runners of its own again
@@ -64,66 +64,58 @@ def test_build_algo_spreads_training_and_evaluation(rllib_session: str, node_nam
 
 
 @in_cluster_only
-@pytest.mark.parametrize("build", ["class", "dict", "build"])
-def test_every_way_to_build(rllib_session: str, node_names: Any, build: str) -> None:
-    config = small_ppo(num_env_runners=2 if build == "build" else 1)
-    if build == "class":
-        algo = PPO(config=config)
-    elif build == "dict":
-        algo = PPO(config={"env": "CartPole-v1", "num_env_runners": 1, "num_envs_per_env_runner": 3, **SMALL})
-        assert algo.config.num_envs_per_env_runner == 3
-    else:
-        algo = config.build()
-    assert on_simulators(node_names(where(algo)), 2 if build == "build" else 1)
+def test_every_way_to_build(rllib_session: str, node_names: Any) -> None:
+    """`build_algo()` is everywhere else, a class of a config in `test_own_custom_resources_and_units_stay`."""
+    as_dict = {"env": "CartPole-v1", "num_env_runners": 1, "num_envs_per_env_runner": 3, **SMALL}
+    algo = PPO(config=as_dict)
+    assert algo.config.num_envs_per_env_runner == 3
+    assert on_simulators(node_names(where(algo)), 1)
     algo.train()
+    algo.stop()
+    algo = small_ppo().build()
+    assert on_simulators(node_names(where(algo)), 1)
     algo.stop()
 
 
 def old_stack() -> Any:
     config = PPOConfig().api_stack(enable_rl_module_and_learner=False, enable_env_runner_and_connector_v2=False)
-    config.environment("CartPole-v1").env_runners(num_env_runners=2, rollout_fragment_length=32)
+    config.environment("CartPole-v1").env_runners(num_env_runners=1, rollout_fragment_length=32)
     return config.training(train_batch_size=64, minibatch_size=32, num_epochs=1, model={"fcnet_hiddens": [16]})
 
 
 def dqn() -> Any:
-    config = DQNConfig().environment("CartPole-v1").env_runners(num_env_runners=2)
+    config = DQNConfig().environment("CartPole-v1").env_runners(num_env_runners=1)
     config.reporting(min_sample_timesteps_per_iteration=100)
     return config.training(num_steps_sampled_before_learning_starts=50, train_batch_size_per_learner=16)
 
 
-def asynchronous(config: Any) -> Any:
+def impala() -> Any:
+    config = IMPALAConfig()
     config.environment("CartPole-v1").env_runners(num_env_runners=2).learners(num_learners=0)
     config.reporting(min_time_s_per_iteration=1)
     return config.training(train_batch_size_per_learner=100).rl_module(model_config=NET)
 
 
 def multi_agent() -> Any:
-    config = small_ppo(rllib_envs.TwoCartPoles, num_env_runners=2)
+    config = small_ppo(rllib_envs.TwoCartPoles)
     return config.multi_agent(policies={"left", "right"}, policy_mapping_fn=lambda agent, *_, **__: agent)
 
 
+# Each by one connection; multi-agent through Ray Client is in `test_rllib_examples.py`.
 @pytest.mark.parametrize(
-    "make",
-    [old_stack, dqn, lambda: asynchronous(IMPALAConfig())],
-    ids=["old-stack PPO", "DQN", "IMPALA"],
+    ("rllib_session", "make"),
+    [("driver", old_stack), ("driver", multi_agent), ("client", dqn), ("client", impala)],
+    indirect=["rllib_session"],
+    scope="module",
 )
 def test_algorithms(rllib_session: str, node_names: Any, make: Any) -> None:
-    check_algorithm(make(), node_names)
-
-
-@in_cluster_only
-def test_multi_agent(rllib_session: str, node_names: Any) -> None:
-    """Through Ray Client: `test_rllib_examples.py`."""
-    check_algorithm(multi_agent(), node_names)
-
-
-def check_algorithm(config: Any, node_names: Any) -> None:
+    config = make()
     algo = config.build_algo()
-    assert node_names(where(algo)) == ["alpha", "beta"]
+    before = node_names(where(algo))
     for _ in range(3):
         result = algo.train()
     assert result["training_iteration"] == 3
-    assert node_names(where(algo)) == ["alpha", "beta"]
+    assert node_names(where(algo)) == before and on_simulators(before, config.num_env_runners)
     algo.stop()
 
 
@@ -140,30 +132,28 @@ def test_learners_stay_at_the_hub(rllib_session: str, node_names: Any) -> None:
 @in_cluster_only
 def test_own_custom_resources_and_units_stay(rllib_session: str) -> None:
     config = small_ppo().env_runners(num_env_runners=1, custom_resources_per_env_runner={"env_runner": 2})
-    algo = config.build_algo()
+    algo = PPO(config=config)
     assert free_units() == 6
     algo.stop()
 
 
-@pytest.mark.parametrize("env", ["id", "register_env", "trainer's id"])
+@pytest.mark.parametrize(
+    ("rllib_session", "env"),
+    [
+        *(("client", env) for env in ("id", "register_env", "trainer's id")),
+        *(("driver", env) for env in ("class", "async", "vector_entry_point")),
+    ],
+    indirect=["rllib_session"],
+    scope="module",
+)
 def test_environments(rllib_session: str, node_names: Any, env: str) -> None:
-    check_environment(rllib_session, node_names, env)
-
-
-@in_cluster_only
-@pytest.mark.parametrize("env", ["class", "module:id", "async", "vector_entry_point"])
-def test_environments_in_cluster(rllib_session: str, node_names: Any, env: str) -> None:
-    check_environment(rllib_session, node_names, env)
-
-
-def check_environment(rllib_session: str, node_names: Any, env: str) -> None:
     """One that only the simulators know, or only the trainer, in a module that no simulator can import."""
     from ray import tune
 
     assert importlib.util.find_spec("only_here") is None
-    if env in ("id", "async"):
+    if env == "id":
         config = small_ppo("OnlyHere-v0")
-    elif env == "module:id":
+    elif env == "async":
         config = small_ppo("only_here:OnlyHere-v0")
     elif env == "class":
         config = small_ppo(rllib_envs.ConfiguredEnv, size=5)
@@ -180,7 +170,7 @@ def check_environment(rllib_session: str, node_names: Any, env: str) -> None:
         algo = config.env_runners(num_envs_per_env_runner=2).build_algo()
         assert on_simulators(node_names(where(algo)), 1)
         spaces = algo.env_runner_group.get_spaces()
-        assert spaces["default_policy"][0].shape == ((3,) if env in ("id", "module:id", "async") else (5,))
+        assert spaces["default_policy"][0].shape == ((3,) if env in ("id", "async") else (5,))
         indices = [
             float(episode.get_observations(0).flat[0])
             for episodes in algo.env_runner_group.foreach_env_runner(
@@ -209,18 +199,14 @@ def check_environment(rllib_session: str, node_names: Any, env: str) -> None:
 
 
 @in_cluster_only
-@pytest.mark.parametrize("kind", ["parallel", "AEC"])
-def test_pettingzoo(rllib_session: str, node_names: Any, kind: str) -> None:
+def test_pettingzoo(rllib_session: str, node_names: Any) -> None:
     import petting_zoo_env
     from pettingzoo.utils.conversions import parallel_to_aec
     from ray import tune
-    from ray.rllib.env.wrappers.pettingzoo_env import ParallelPettingZooEnv, PettingZooEnv
+    from ray.rllib.env.wrappers.pettingzoo_env import PettingZooEnv
 
-    if kind == "AEC":
-        tune.register_env("zoo AEC", lambda _: PettingZooEnv(parallel_to_aec(petting_zoo_env.Meeting())))
-    else:
-        tune.register_env("zoo parallel", lambda _: ParallelPettingZooEnv(petting_zoo_env.Meeting()))
-    config = small_ppo(f"zoo {kind}").multi_agent(policies={"all"}, policy_mapping_fn=lambda *_, **__: "all")
+    tune.register_env("zoo", lambda _: PettingZooEnv(parallel_to_aec(petting_zoo_env.Meeting())))
+    config = small_ppo("zoo").multi_agent(policies={"all"}, policy_mapping_fn=lambda *_, **__: "all")
     algo = config.build_algo()
     assert on_simulators(node_names(where(algo)), 1)
     algo.train()
@@ -261,10 +247,10 @@ def test_the_old_stack_samples_in_the_trainers_process(rllib_session: str) -> No
 @in_cluster_only
 def test_rows_here_leave_room_for_evaluation(rllib_session: str, node_names: Any) -> None:
     """One env runner of ours for RLlib's rows here is enough."""
-    config = small_ppo(num_env_runners=0).evaluation(evaluation_interval=1, evaluation_num_env_runners=3)
+    config = small_ppo(num_env_runners=0).evaluation(evaluation_interval=1, evaluation_num_env_runners=2)
     algo = config.build_algo()
-    assert on_simulators(node_names(where(algo, "eval_env_runner_group")), 3)
-    assert free_units() == 4
+    assert on_simulators(node_names(where(algo, "eval_env_runner_group")), 2)
+    assert free_units() == 5
     algo.stop()
 
 

@@ -44,7 +44,9 @@ def check_places(metrics: Any, node_names: Any) -> list[str]:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("rllib_session", ["client"], indirect=True, scope="module")
 def test_a_grid_of_four_trials(rllib_session: str, node_names: Any, tmp_path: Path) -> None:
+    """In-cluster: `test_rllib_examples.py`."""
     config = PPOConfig().environment("OnlyHere-v0").callbacks(rllib_envs.SaysWhere)
     config.training(**SMALL, lr=tune.grid_search([1e-3, 1e-4])).env_runners(
         num_env_runners=tune.grid_search([1, 2]), rollout_fragment_length="auto"
@@ -60,24 +62,15 @@ def test_a_grid_of_four_trials(rllib_session: str, node_names: Any, tmp_path: Pa
     assert {name for sat in places for name in sat} == {"alpha", "beta"}  # Ray spreads as well as its view allows
 
 
-@pytest.mark.parametrize("rllib_session", ["client"], indirect=True, scope="module")
-@pytest.mark.parametrize("how", ["with_resources", "run by name"])
+@pytest.mark.parametrize(
+    ("rllib_session", "how"),
+    [("client", "run by name"), ("driver", "with_resources"), ("driver", "run a config")],
+    indirect=["rllib_session"],
+    scope="module",
+)
 def test_ways_to_run(rllib_session: str, node_names: Any, tmp_path: Path, how: str) -> None:
-    check_run(node_names, tmp_path, how)
-
-
-@in_cluster_only
-@pytest.mark.parametrize("how", ["class and dict", "run a config"])
-def test_ways_to_run_in_cluster(rllib_session: str, node_names: Any, tmp_path: Path, how: str) -> None:
-    check_run(node_names, tmp_path, how)
-
-
-def check_run(node_names: Any, tmp_path: Path, how: str) -> None:
     options: dict[str, Any] = {"stop": {"training_iteration": 1}, "storage_path": str(tmp_path), "verbose": 0}
-    if how == "class and dict":
-        [result] = tune.Tuner(PPO, param_space=space(), run_config=run_config(tmp_path)).fit()
-        metrics = result.metrics
-    elif how == "with_resources":
+    if how == "with_resources":
         trainable = tune.with_resources(PPO, tune.PlacementGroupFactory([{"CPU": 1}, {"CPU": 1}]))
         [result] = tune.Tuner(trainable, param_space=space(), run_config=run_config(tmp_path)).fit()
         metrics = result.metrics
@@ -96,7 +89,7 @@ def assert_free_and_open() -> None:
     assert type(env).__name__ == "RemoteEnv"
     env.close()
     with backend().room_for({"env_runner": 8}, "nothing"):
-        wait_until(lambda: free_units() == 8, 60, "units free after the last trial")
+        wait_until(lambda: free_units() == 8, what="units free after the last trial")
 
 
 @in_cluster_only

@@ -14,11 +14,21 @@ import gymnasium as gym
 import learning
 import numpy as np
 import pytest
+from conftest import WAYS
 from processes import Way, run_python
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("algorithm", ["PPO", "PPO normalized", "PPO dict", "A2C", "DQN", "SAC", "HER", "MaskablePPO"])
+@pytest.mark.parametrize(
+    ("trainer", "algorithm"),
+    [
+        *((WAYS[0], algorithm) for algorithm in ("PPO", "PPO dict", "DQN", "HER")),
+        *((WAYS[1], algorithm) for algorithm in ("PPO", "PPO normalized", "A2C", "SAC", "MaskablePPO")),
+    ],
+    ids=str,
+    indirect=["trainer"],
+    scope="module",
+)
 def test_same_seed_same_weights(algorithm: str, trainer: Way, locally: Callable[..., Any]) -> None:
     call = (algorithm, 600 if trainer.is_slow else 1600, algorithm == "A2C")
     comparing.assert_same(locally(learning.train, *call), learning.train(*call))

@@ -124,7 +124,7 @@ def test_rllib_in_a_private_cluster(tmp_path: Path) -> None:
         "num_envs_per_env_runner": 4,
     }  # fmt: skip
     assert {name: config[name] for name in expected} == expected
-    wait_until(lambda: inheriting(str(tmp_path)) == [], 60, "Ray's processes gone")
+    wait_until(lambda: inheriting(str(tmp_path)) == [], what="Ray's processes gone")
 
 
 @pytest.mark.parametrize("framework", ["sb3", pytest.param("rllib", marks=pytest.mark.long)])

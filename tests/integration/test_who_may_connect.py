@@ -23,7 +23,7 @@ import psutil
 import pytest
 import ray
 from bad_envs import BadEnv
-from processes import KEY, SIMULATOR_PYTHON, Cluster, Process, Way, clean_environment, free_ports
+from processes import KEY, Cluster, Process, Way, clean_environment, free_ports, start_simulator
 from ray.util.state import list_actors, list_nodes, list_workers
 
 import remoterl
@@ -73,8 +73,7 @@ def test_a_hub_that_checks_no_key(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     simulator = None
     try:
         hub.wait_for("Ray runtime started")
-        simulate = [str(SIMULATOR_PYTHON), "-m", "remoterl", "simulate", "--address", f"127.0.0.1:{gcs_port}"]
-        simulator = Process(*simulate)
+        simulator = start_simulator("--address", f"127.0.0.1:{gcs_port}")
         simulator.wait_for("is up")
         assert "checks none" in simulator.output
         for address in (f"ray://127.0.0.1:{client_port}", f"127.0.0.1:{gcs_port}"):
@@ -164,8 +163,7 @@ def test_tls_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     simulator = None
     try:
         hub.wait_for("The hub is up")
-        simulate = [str(SIMULATOR_PYTHON), "-m", "remoterl", "simulate", "--address", addresses[1]]
-        simulator = Process(*simulate, "--max-env-runners", "2", environ=secured)
+        simulator = start_simulator("--address", addresses[1], "--max-env-runners", "2", environ=secured)
         token_file = tmp_path / ".ray" / "auth_token"
         token = token_file.read_text().strip()
         assert token_file.stat().st_mode & 0o777 == 0o600

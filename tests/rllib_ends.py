@@ -1,7 +1,7 @@
 """An RLlib script with every kind of end, which prints a line of its configs and of RLlib's own code after each.
 
-Arguments: `fresh` (never a session), `kill` (SIGKILL with an algorithm up), or how the script ends after two sessions
-that ended before: `end` or `exception`; `late`: RLlib is imported later than the first `init()`.
+Its argument is how it ends: `kill` (SIGKILL with an algorithm up), or `exception`, after two sessions that ended
+otherwise. RLlib is imported later than the first `init()`.
 """
 
 import atexit
@@ -17,21 +17,20 @@ import ray
 
 import remoterl
 
-ENDS = sys.argv[1]
 _configs: list[Any] = []
 
 
 def configs() -> list[Any]:
-    """The script's own config, made once: before `init()`, or (`late`) in the first session."""
+    """The script's own config, made once, in the first session."""
     from ray.rllib.algorithms.ppo import PPOConfig
 
     if not _configs:
-        config = PPOConfig().environment("CartPole-v1").env_runners(num_env_runners=2)
+        config = PPOConfig().environment("CartPole-v1").env_runners(num_env_runners=1)
         _configs.append(config.training(train_batch_size_per_learner=64, minibatch_size=32, num_epochs=1))
     return _configs
 
 
-def say_fields(when: str) -> None:
+def fields() -> dict[str, Any]:
     """Every field of new configs and of the script's own; in `code` what of RLlib and Tune is not theirs."""
     from ray import tune
     from ray.rllib.algorithms.algorithm import Algorithm
@@ -42,12 +41,16 @@ def say_fields(when: str) -> None:
 
     said: dict[str, Any] = {}
     for number, config in enumerate([PPOConfig(), DQNConfig(), IMPALAConfig(), *configs()]):
-        fields = {name: re.sub(r" at 0x\w+", "", repr(value)) for name, value in config.to_dict().items()}
-        said[f"{number} {type(config).__name__}"] = fields
+        values = {name: re.sub(r" at 0x\w+", "", repr(value)) for name, value in config.to_dict().items()}
+        said[f"{number} {type(config).__name__}"] = values
     classes = (Algorithm, EnvRunnerGroup, tune.Tuner, tune.registry._Registry)
     functions = [(f"{cls.__name__}.{name}", value) for cls in classes for name, value in vars(cls).items()]
     functions += [("ray.init", ray.init), ("ray.shutdown", ray.shutdown), ("tune.run", tune.run)]
-    print("FIELDS", when, json.dumps({**said, "code": sorted(filter(None, map(not_rays, functions)))}), flush=True)
+    return {**said, "code": sorted(filter(None, map(not_rays, functions)))}
+
+
+def say_fields(when: str) -> None:
+    print("FIELDS", when, json.dumps(fields()), flush=True)
 
 
 def not_rays(named: tuple[str, Any]) -> str | None:
@@ -76,16 +79,12 @@ def wait_for_units() -> None:
 
 
 if __name__ == "__main__":
-    if ENDS == "fresh":
-        say_fields("fresh")
-        sys.exit()
+    ENDS = sys.argv[1]
     if ENDS == "kill":
         trained()
         print("TRAINED", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     atexit.register(say_fields, ENDS)  # before init(), so that it runs after all that init() registers
-    if "late" not in sys.argv:
-        configs()
     algo = trained()
     algo.stop()
     say_fields("algo.stop")
@@ -101,5 +100,4 @@ if __name__ == "__main__":
     wait_for_units()
 
     algo = trained()
-    if ENDS == "exception":
-        raise ZeroDivisionError
+    raise ZeroDivisionError
