@@ -26,6 +26,7 @@ from remoterl.shipping import is_installed
 WATCH_PERIOD_S = 0.5
 REJOIN_ATTEMPT_S = 20.0
 HUB_START_TIMEOUT_S = 60.0
+NODE_IS_LATE = "node timed out during startup"  # what Ray's `start` says where a raylet takes more than its 30 s
 PRELOAD_VARIABLE = "RAY_preload_python_modules"  # Ray imports these in every worker process of a node
 
 
@@ -93,6 +94,7 @@ class SimulatorRun:
         Raises:
             RemoteRLError: it did not become one, or was lost for longer than `rejoin_timeout_s`.
         """
+        join_by = time.monotonic() + timeout_s
         back_by: float | None = None  # once it was lost
         while True:
             try:
@@ -108,7 +110,10 @@ class SimulatorRun:
                 raise
             except RemoteRLError as error:
                 if back_by is None:
-                    raise
+                    if not isinstance(error, _LateError) or (timeout_s := join_by - time.monotonic()) <= 0:
+                        raise
+                    logger.warning("Ray gave up a node that was slow to start; another one is started ...")
+                    continue
                 logger.debug("coming back did not work yet: %s", error)
             if not self._wait_for_hub(cluster, back_by):
                 if self._stop.is_set():
@@ -173,7 +178,10 @@ class SimulatorRun:
             except NodeFailedError as error:
                 if self._stop.is_set():
                     return None
-                raise RemoteRLError(f"A Ray node of this simulator did not start. It said:\n{error}") from None
+                is_late = NODE_IS_LATE in str(error) and (own_hub is None or own_hub.is_running())
+                raise (_LateError if is_late else RemoteRLError)(
+                    f"A Ray node of this simulator did not start. It said:\n{error}"
+                ) from None
             if address is not None:
                 return address
         if not self._stop.is_set():
@@ -254,6 +262,10 @@ class _Cluster:
     api_key: str | None
     ports: Ports
     own_hub: Node | None = None
+
+
+class _LateError(RemoteRLError):
+    """Ray has given up a node before it was up; on a busy machine the next one may have more luck."""
 
 
 class _LostError(Exception):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
 from typing import Any
 
 import pytest
+import ray
 from processes import free_ports
 from test_config import DEFAULTS
 
@@ -29,6 +31,29 @@ def serve(rejoin_timeout_s: float) -> None:
     config = make_config(**{**DEFAULTS, "role": "simulator", "rejoin_timeout_s": rejoin_timeout_s})
     hub = Address("gcs", "127.0.0.1", free_ports(1)[0])
     Lost(config)._serve(simulator._Cluster(hub, None, Ports()), 1.0)
+
+
+class Late(SimulatorRun):
+    """Ray gives its node up some times."""
+
+    times = 0
+
+    def _be_a_member(self, cluster: Any, timeout_s: float) -> bool:
+        self.times -= 1
+        if self.times >= 0:
+            raise simulator._LateError("The current node timed out during startup.")
+        return True
+
+
+def test_a_node_that_is_slow_to_start_is_started_again_for_as_long_as_joining_may_take() -> None:
+    assert simulator.NODE_IS_LATE in inspect.getsource(ray._private.node)
+    late = Late(make_config(**{**DEFAULTS, "role": "simulator"}))
+    late.times = 2
+    cluster = simulator._Cluster(Address("gcs", "127.0.0.1", free_ports(1)[0]), None, Ports())
+    assert late._serve(cluster, 5.0)
+    late.times = 10**9
+    with pytest.raises(RemoteRLError, match="timed out during startup"):
+        late._serve(cluster, 0.1)
 
 
 def test_it_does_not_try_to_come_back() -> None:
