@@ -82,10 +82,15 @@ class ReviveRows(NamedTuple):
 
 
 class StepRows(NamedTuple):
-    """Step rows. Answered by `RowsStepped`. `actions`: one a row of this env runner, array or list, packed."""
+    """Step rows. Answered by `RowsStepped`. `actions`: one a row of this env runner, array or list, packed.
+
+    `at`: where in the memory that both ends share the answer's arrays go, if they need no more than `room` bytes.
+    """
 
     vector_id: int
     actions: Any
+    at: int | None = None
+    room: int | None = None
 
 
 class CallRows(NamedTuple):

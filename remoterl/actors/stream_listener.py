@@ -17,6 +17,7 @@ import time
 from queue import Empty, SimpleQueue
 
 from remoterl.channels import handshake, tls
+from remoterl.channels.shared_memory import LocalSocket
 from remoterl.messages import StreamOffer
 
 OPEN_S = 30.0  # how long the trainer has to come
@@ -89,6 +90,8 @@ class StreamListener:
             try:
                 self._sockets[index].settimeout(min(left_s, LOOK_UP_S))
                 connected, _ = self._sockets[index].accept()
+                if connected.family == socket.AF_UNIX:
+                    connected = LocalSocket(fileno=connected.detach())
             except TimeoutError:
                 continue
             except OSError:  # closed; or one who left before his turn, or no descriptor is free, which pass
@@ -114,6 +117,8 @@ class StreamListener:
                     raise handshake.HandshakeError("another connection was accepted before")
                 self._taken = True
                 handshake.accept(proven, deadline)
+                if isinstance(proven, LocalSocket):
+                    proven.give_memory()
             self._accepted.put(proven)
             self.close()
         except (handshake.HandshakeError, OSError, ssl.SSLError) as error:

@@ -50,7 +50,7 @@ def serve(connected: socket.socket, answer: Callable[[Any], Any], failed: Callab
                 came_soon = time.perf_counter() - replied_at < SPIN_S
                 reply = answer(request)
             try:
-                frames.put(reply)
+                frames.put(reply, request)
             except Exception as error:
                 frames.put(failed(request, reply, error))
             while not frames.flush():

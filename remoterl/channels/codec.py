@@ -10,6 +10,7 @@ nor copied; there the pickle comes first.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import struct
@@ -20,10 +21,12 @@ from typing import Any, NamedTuple
 import cloudpickle
 import numpy as np
 
+from remoterl.channels.shared_memory import SharedMemory
 from remoterl.messages import InfoTable, RowsStepped, StepRows
 
 PREFIX = struct.Struct("<QQQ")  # layout's number (or PICKLED, DEFINITION), bytes of the pickle, bytes of the body
 PICKLED, DEFINITION = 0, 0xFFFF_FFFF
+SHARED = 1 << 32  # added to a layout's number: the body is in shared memory, and its third number says where
 MAX_FRAME_BYTES = 1 << 34  # more than any message has: what says so is no frame
 MAX_LAYOUTS = 256  # a vector env needs two; steps whose arrays change their shape each time are pickled after these
 BESIDE_BYTES = 16_384  # a buffer from this size on travels beside the pickle
@@ -135,19 +138,29 @@ class Decoder:
         """Let the next frames like this one land."""
         landing.prepare(self._layouts[number], pickle_bytes)
 
+    def share(self, number: int, memory: SharedMemory, landing: Landing) -> None:
+        """Let the next steps like this large one arrive in shared memory, if it has any."""
+        layout = self._layouts[number]
+        if layout.message_class is RowsStepped and (landing.shared is None or landing.shared.room < layout.body_bytes):
+            with contextlib.suppress(OSError, ValueError):
+                landing.shared = SharedPlaces(memory, layout.body_bytes)
+
 
 class Landing:
     """Memory into which the steps of some rows are received, one after the other, so that nothing is made for them.
 
     There are two places, which take turns: a step stays as it is until the one after the next begins to arrive. All of
-    them come through one connection, which numbers its layouts.
+    them come through one connection, which numbers its layouts. Large steps of an env runner on this machine arrive in
+    memory that both ends share.
 
     Attributes:
         view: where the next frame should be received; None until a layout is known.
+        shared: the two places that the env runner may write to; None until there was a large step.
     """
 
     def __init__(self) -> None:
         self.view: memoryview | None = None
+        self.shared: SharedPlaces | None = None
         self._turn = 0
         self._places: tuple[memoryview, memoryview] | None = None
         self._layouts: dict[int, tuple[Layout, tuple[RowsStepped, RowsStepped]]] = {}
@@ -194,6 +207,31 @@ class Landing:
         for index, value in zip(layout.rest, pickle.loads(view[PREFIX.size + body_bytes : received]), strict=True):
             values[index] = value
         return RowsStepped(*values)
+
+
+class SharedPlaces:
+    """Two places in the memory that both ends of a connection share, which take turns.
+
+    Raises:
+        OSError, ValueError: there is no memory for them.
+    """
+
+    def __init__(self, memory: SharedMemory, room: int) -> None:
+        self.room = room + -room % ALIGNMENT
+        self._start, self._view = memory.make(2 * self.room)
+        self._turn = 0
+
+    def next(self) -> int:
+        """Where the next step goes."""
+        self._turn = 1 - self._turn
+        return self._start + self._turn * self.room
+
+    def view(self, at: int) -> memoryview:
+        """What the env runner wrote there."""
+        turn, odd = divmod(at - self._start, self.room)
+        if odd or turn not in (0, 1):
+            raise IndexError(f"{at} is none of these places")
+        return self._view[turn * self.room : (turn + 1) * self.room]
 
 
 def _kind(value: Any) -> Any:

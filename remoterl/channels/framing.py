@@ -22,12 +22,15 @@ from remoterl.channels.codec import (
     MAX_LANDING_BYTES,
     PICKLED,
     PREFIX,
+    SHARED,
     Buffer,
     Decoder,
     Encoder,
     Landing,
     beside_sizes,
 )
+from remoterl.channels.shared_memory import LocalSocket
+from remoterl.messages import StepRows
 
 SMALL_BYTES = MAX_LANDING_BYTES  # what arrives in a landing and does not fit is copied to where small frames are read
 MAX_BUFFERS_A_CALL = 64  # of what the operating system takes in one sendmsg
@@ -48,6 +51,7 @@ class FrameSocket:
         self._lock = threading.Lock() if isinstance(connected, ssl.SSLSocket) else None
         self._pending = connected.pending if isinstance(connected, ssl.SSLSocket) else None
         self._can_gather = hasattr(connected, "sendmsg")  # not on Windows
+        self._memory = connected.memory if isinstance(connected, LocalSocket) else None
         self._unsent: deque[bytes | memoryview] = deque()  # of bytes
         self._small = bytearray(SMALL_BYTES)
         self._view = memoryview(self._small)
@@ -57,18 +61,42 @@ class FrameSocket:
 
     # ---- sending ---------------------------------------------------------------------------------------------
 
-    def put(self, message: Any) -> None:
+    def put(self, message: Any, request: Any = None) -> None:
         """Queue a message for `flush`.
+
+        Args:
+            request: which it answers.
 
         Raises:
             Exception: it can't be pickled; then nothing is queued.
         """
         buffers, size_bytes = self._encoder.encode(message)
+        if size_bytes > SMALL_BYTES and type(request) is StepRows and request.at is not None:
+            buffers, size_bytes = self._shared(buffers, size_bytes, request.at, request.room or 0)
         if size_bytes <= SMALL_BYTES:
             self._unsent.append(b"".join(buffers))
         else:
             views = [memoryview(buffer) for buffer in buffers]
             self._unsent.extend(view.cast("B") for view in views if view.nbytes)
+
+    def _shared(self, buffers: list[Buffer], size_bytes: int, at: int, room: int) -> tuple[list[Buffer], int]:
+        """The frame without its body, which is where the trainer wants it; as it was where that can't be."""
+        number, pickle_bytes, body_bytes = PREFIX.unpack(buffers[0])
+        left_bytes = PREFIX.size + pickle_bytes
+        if number in (PICKLED, DEFINITION) or body_bytes > room or left_bytes > SMALL_BYTES or self._memory is None:
+            return buffers, size_bytes
+        try:
+            place = self._memory.at(at, body_bytes)
+        except (OSError, ValueError):
+            return buffers, size_bytes
+        end = len(buffers) - (pickle_bytes > 0)
+        start = 0
+        for buffer in buffers[1:end]:
+            view = memoryview(buffer)
+            if view.nbytes:
+                place[start : start + view.nbytes] = view.cast("B")
+                start += view.nbytes
+        return [PREFIX.pack(number + SHARED, pickle_bytes, at), *buffers[end:]], left_bytes
 
     def flush(self) -> bool:
         """Send what the operating system takes now; True where nothing is left.
@@ -139,16 +167,21 @@ class FrameSocket:
                 large, self._large = self._large, None
                 self.receives_large = True
                 message = self._decode(large.layout, large.pickled, large.body)
+                if self._memory is not None and landing is not None and large.layout in self._decoder.readers:
+                    self._decoder.share(large.layout, self._memory, landing)
             elif self._end - self._start < PREFIX.size:
                 if not self._receive_more():
                     return None
                 continue
             else:
                 layout, pickle_bytes, body_bytes = PREFIX.unpack_from(self._small, self._start)
+                body: Any = None
+                if layout >= SHARED:
+                    layout, body, body_bytes = layout - SHARED, self._shared_body(landing, body_bytes), 0
                 start = self._start + PREFIX.size
                 end = start + pickle_bytes + body_bytes
                 if end - self._start > SMALL_BYTES:
-                    if end - start > MAX_FRAME_BYTES:
+                    if end - start > MAX_FRAME_BYTES or body is not None:
                         raise FrameError(f"the other end announced {end - start} bytes, which no message has")
                     self._large = _LargeFrame(layout, pickle_bytes, body_bytes)
                     self._start = start + self._large.take(self._view[start : self._end])
@@ -163,6 +196,8 @@ class FrameSocket:
                 if reader is not None:
                     between = start + body_bytes
                     try:  # what is cut out of `_small` is a copy, and stays when more is received
+                        if body is not None:
+                            return reader(self._small[start:end], body)
                         if landing is not None:
                             self._decoder.prepare(layout, pickle_bytes, landing)
                         return reader(self._small[between:end], self._small[start:between])
@@ -172,6 +207,14 @@ class FrameSocket:
                 message = self._decode(layout, self._view[start:between], self._small[between:end])
             if message is not None:
                 return message
+
+    def _shared_body(self, landing: Landing | None, at: int) -> memoryview:
+        try:
+            if landing is not None and landing.shared is not None:
+                return landing.shared.view(at)
+        except IndexError:
+            pass
+        raise FrameError("the other end wrote where it was not told to")
 
     def _receive_more(self) -> bool:
         if self._start == self._end:

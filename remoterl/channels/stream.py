@@ -23,6 +23,7 @@ from remoterl.channels.base import Channel
 from remoterl.channels.codec import Landing
 from remoterl.channels.cores import SPIN_S, SpareCores
 from remoterl.channels.framing import FrameError, FrameSocket, UndecodableError
+from remoterl.channels.shared_memory import LocalSocket
 from remoterl.errors import EnvRunnerLostError
 from remoterl.messages import StreamOffer
 
@@ -416,6 +417,8 @@ def connect(offer: StreamOffer, timeout_s: float) -> socket.socket:
             connected.settimeout(max(0.1, deadline - time.monotonic()))
             connected = context.wrap_socket(connected, server_hostname=offer.host)
         handshake.greet(connected, offer.secret, offer.context.encode(), deadline)
+        if isinstance(connected, LocalSocket):
+            connected.take_memory()
     except (handshake.HandshakeError, OSError, KeyError) as error:
         connected.close()
         raise UnreachableError(f"{where} answers, but {error or type(error).__name__}") from error
@@ -429,7 +432,7 @@ def _reach_here(name: str) -> socket.socket | None:
     """The env runner's local socket; None where it is on another machine, which has no such name."""
     if not name or sys.platform != "linux":
         return None
-    connected = socket.socket(socket.AF_UNIX)
+    connected = LocalSocket(socket.AF_UNIX)
     connected.settimeout(LOCAL_S)
     try:
         connected.connect(f"\0{name}")

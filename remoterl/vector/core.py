@@ -291,9 +291,12 @@ class VectorCore:
         self._step_is_out = True
         requests = []
         is_plain = type(actions) is np.ndarray and actions.dtype != object
-        for part in self._parts:
+        for part, landing in zip(self._parts, self._landings, strict=True):
             own = actions[part.where]
-            requests.append(m.StepRows(part.id, own if is_plain else m.pack(own)))
+            request = m.StepRows(part.id, own if is_plain else m.pack(own))
+            if landing.shared is not None:
+                request = request._replace(at=landing.shared.next(), room=landing.shared.room)
+            requests.append(request)
         return self.scatter(requests, self._landings)
 
     def step_whole(self, action: Any) -> Flight:
