@@ -25,6 +25,7 @@ BESIDE = [
     "tests/faults",
     "tests/integration/test_ray_up.py",
     "tests/integration/test_autoscaling.py",
+    "tests/integration/test_hub.py",
     *(f"tests/integration/test_rllib_{name}.py" for name in ("ends", "placement", "examples", "tune", "chosen")),
     "tests/integration/test_examples.py::test_pong_learns_as_in_sub_processes",
 ]
