@@ -526,6 +526,8 @@ def open_session(config: TrainerConfig) -> Session | None:
     )
     if connection is None:
         return None
+    if connection.kind == "local":  # there was nobody to reach; to start Ray takes the time that it takes
+        deadline = time.monotonic() + config.timeout_s
     session = Session(connection, config)
     try:
         if not session.start(deadline):

@@ -82,11 +82,12 @@ class SimulatorRun:
             )
             ending.callback(hub_node.stop)
             hub_node.start({})
-            hub_address = self._wait_for(hub_node, HUB_START_TIMEOUT_S)
+            start_s = max(HUB_START_TIMEOUT_S, config.timeout_s)
+            hub_address = self._wait_for(hub_node, start_s)
             if hub_address is None:
                 return self._stop.is_set()
             cluster = _Cluster(parse_address(hub_address, "the hub's address"), api_key, own_ports, hub_node)
-            return self._serve(cluster, HUB_START_TIMEOUT_S)
+            return self._serve(cluster, start_s)
 
     def _serve(self, cluster: _Cluster, timeout_s: float) -> bool:
         """Be a member of the cluster until it is stopped, time and again if it has to be.
