@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from processes import A_MINUTE_S, Cluster, Way, clean_environment, wait_until
 from rllib_fixtures import node_names, rllib_cluster, rllib_session  # noqa: F401
+from streams import server  # noqa: F401
 
 import remoterl
 from remoterl._process import current_session

@@ -5,23 +5,23 @@ from __future__ import annotations
 import gc
 import os
 import socket
-from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from comparing import assert_same
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from processes import wait_until
-from test_stream import Server
+from streams import Server
 
 from remoterl import messages as m
 from remoterl.channels.codec import PREFIX, SHARED, Encoder, Landing, SharedPlaces
 from remoterl.channels.framing import FrameError, FrameSocket
 from remoterl.channels.shared_memory import LocalSocket, SharedMemory
-from remoterl.channels.stream import StreamChannel, Streams
+from remoterl.channels.stream import StreamChannel
 from remoterl.errors import EnvRunnerLostError
 from remoterl.shipping import ship
 from remoterl.vector.core import Assignment, RunnerLink, VectorCore
@@ -62,13 +62,6 @@ class PictureEnv(gym.Env):
         return {"picture": picture, "speed": np.float32([self.time] * 3)} if self.kind == "dict" else picture
 
 
-@pytest.fixture(params=["local", "network"])
-def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    server = Server(Streams(), request.param)
-    yield server
-    server.close()
-
-
 def remote(channels: list[StreamChannel], rows: int, kind: str = "box") -> RemoteSyncVectorEnv:
     """So many rows on each of these env runners."""
     links = [RunnerLink(one, None, "simulator", "0" * 8, 1, frozenset(), SimpleQueue()) for one in channels]
@@ -91,22 +84,7 @@ def used_bytes(channel: StreamChannel) -> int:
     return os.fstat(connected.memory.descriptor).st_blocks * 512
 
 
-def assert_same(ours: Any, theirs: Any) -> None:
-    if isinstance(theirs, (tuple, list)):
-        assert len(ours) == len(theirs)
-        for one, other in zip(ours, theirs, strict=True):
-            assert_same(one, other)
-    elif isinstance(theirs, dict):
-        assert list(ours) == list(theirs)
-        assert_same(list(ours.values()), list(theirs.values()))
-    elif isinstance(theirs, np.ndarray):
-        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
-        if theirs.dtype == object:
-            assert_same(list(ours), list(theirs))
-        else:
-            assert ours.tobytes() == theirs.tobytes()
-    else:
-        assert ours == theirs
+locally = pytest.mark.parametrize("server", ["local"], indirect=True)
 
 
 @pytest.mark.parametrize("kind", ["box", "dict", "infos"])
@@ -126,8 +104,10 @@ def test_large_steps_are_those_of_the_local_class(server: Server, kind: str) -> 
     vec._core.close()
 
 
-def test_only_a_few_bytes_of_a_large_step_go_through_the_socket(monkeypatch: pytest.MonkeyPatch) -> None:
-    server = Server(Streams(), "local")
+@locally
+def test_only_a_few_bytes_of_a_large_step_go_through_the_socket(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vec = remote([server.open()], 4)
     vec.reset(seed=1)
     vec.step(np.zeros(4, int))
@@ -143,11 +123,10 @@ def test_only_a_few_bytes_of_a_large_step_go_through_the_socket(monkeypatch: pyt
     monkeypatch.undo()
     assert 0 < sum(received) < 1000
     vec._core.close()
-    server.close()
 
 
-def test_memory_is_let_go_with_the_vector_env_and_with_the_connection() -> None:
-    server = Server(Streams(), "local")
+@locally
+def test_memory_is_let_go_with_the_vector_env_and_with_the_connection(server: Server) -> None:
     channel = server.open()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
@@ -164,9 +143,9 @@ def test_memory_is_let_go_with_the_vector_env_and_with_the_connection() -> None:
     wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before - 4)  # two sockets, two descriptors of the memory
 
 
-def test_a_step_that_was_seen_stays_while_others_raise() -> None:
+@locally
+def test_a_step_that_was_seen_stays_while_others_raise(server: Server) -> None:
     """The trainer has not seen what came of them; where its rows are lost, it is told what it saw last."""
-    server = Server(Streams(), "local")
     channels = [server.open(), server.open()]
     vec = remote(channels, 2)
     vec.reset(seed=1)
@@ -177,22 +156,22 @@ def test_a_step_that_was_seen_stays_while_others_raise() -> None:
             vec.step(np.array([0, 0, 0, 4]))
     assert np.array_equal(vec._core._last_seen(0), seen[:2])
     vec._core.close()
-    server.close()
 
 
+@locally
 @pytest.mark.parametrize("what", ["make", "at", "memfd"])
-def test_without_memory_everything_goes_through_the_socket(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_memory_everything_goes_through_the_socket(
+    server: Server, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuses(*_: Any) -> Any:
         raise OSError("no memory")
 
     monkeypatch.setattr(*((os, "memfd_create") if what == "memfd" else (SharedMemory, what)), refuses)
-    server = Server(Streams(), "local")
     vec, local = remote([server.open()], 3), gym.vector.SyncVectorEnv([PictureEnv] * 3)
     assert_same(vec.reset(seed=3), local.reset(seed=3))
     for _ in range(4):
         assert_same(vec.step(np.zeros(3, int)), local.step(np.zeros(3, int)))
     vec._core.close()
-    server.close()
 
 
 @pytest.mark.parametrize("at", [0, 8, 1 << 40])
