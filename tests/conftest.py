@@ -18,7 +18,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from processes import A_MINUTE_S, Cluster, Way, clean_environment, wait_until
+from processes import A_MINUTE_S, ONE_THREAD, Cluster, Way, clean_environment, wait_until
 from rllib_fixtures import node_names, rllib_cluster, rllib_session  # noqa: F401
 from streams import server  # noqa: F401
 
@@ -26,6 +26,8 @@ import remoterl
 from remoterl._process import current_session
 
 FAILED = pytest.StashKey[bool]()
+
+os.environ.update(ONE_THREAD)  # before a test's module imports PyTorch
 
 # A shell's background job ignores SIGINT, and so would every process that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -24,6 +24,15 @@ SIMULATOR_PYTHON = ROOT / ".venv-simulator" / "bin" / "python"
 KEY = "a-key-for-tests"
 PATIENCE_S = 120.0  # for what has a limit of its own, on a busy machine; what is tested of limits sets its own
 A_MINUTE_S = 60.0  # in which what a trainer held has to be free, however it ended
+# Ray's own processes look less often for new log files and at what the machine does: two idle clusters take most of a
+# slow core otherwise.
+QUIET_RAY = {
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+    "LOG_NAME_UPDATE_INTERVAL_S": "1",
+    "REPORTER_UPDATE_INTERVAL_MS": "30000",
+    "RAY_DASHBOARD_AGENT_LOOP_MONITOR_INTERVAL_S": "5",
+}
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # many processes on few cores
 NOTHING_REGISTERED = str(Path(tempfile.gettempdir(), "remoterl-tests-no-such-folder"))
 
 
@@ -33,7 +42,7 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = PATIENCE_S, what
     while not (value := condition()):
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout_s} s: {what or condition}")
-        time.sleep(0.1)
+        time.sleep(0.2)
     return value
 
 
@@ -46,10 +55,11 @@ def stage(name: str) -> Iterator[None]:
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """This process's environment without what would point at a cluster, and with the tests' key."""
-    hidden = ("REMOTERL_ADDRESS", "RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE")
+    """This process's environment without what would point at a cluster, with the tests' key and a quiet Ray."""
+    hidden = ("REMOTERL_ADDRESS", "RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "PYTHONDONTWRITEBYTECODE")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    return {**environment, "REMOTERL_API_KEY": KEY, "REMOTERL_HOME": NOTHING_REGISTERED, **more}
+    own = {"REMOTERL_API_KEY": KEY, "REMOTERL_HOME": NOTHING_REGISTERED}
+    return {**environment, **QUIET_RAY, **ONE_THREAD, **own, **more}
 
 
 def kill(processes: Iterable[psutil.Process]) -> None:
@@ -220,11 +230,6 @@ class Way:
 
     def __str__(self) -> str:
         return f"{self.connection}-{self.channel}"
-
-    @property
-    def is_slow(self) -> bool:
-        """Does a step take milliseconds?"""
-        return self.connection == "client" and self.channel == "actor"
 
     def open(self, cluster: Cluster, **arguments: Any) -> None:
         """Two env runners, one on each simulator; `arguments` are `init`'s."""

@@ -8,7 +8,6 @@ import gymnasium as gym
 import numpy as np
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.connectors.connector_v2 import ConnectorV2
-from ray.rllib.env.multi_agent_env import MultiAgentEnv
 
 
 class ConfiguredEnv(gym.Env):
@@ -41,29 +40,6 @@ class PlainVectorEnv(gym.vector.SyncVectorEnv):
 
     def __init__(self, num_envs: int, size: int = 3) -> None:
         super().__init__([lambda: PlainEnv(size) for _ in range(num_envs)])
-
-
-class TwoCartPoles(MultiAgentEnv):
-    """Two agents, each with a CartPole of its own; an episode ends when one of them ends."""
-
-    def __init__(self, config: Any = None) -> None:
-        super().__init__()
-        self.agents = self.possible_agents = ["left", "right"]
-        self._envs = {agent: gym.make("CartPole-v1") for agent in self.agents}
-        self.observation_spaces = {agent: env.observation_space for agent, env in self._envs.items()}
-        self.action_spaces = {agent: env.action_space for agent, env in self._envs.items()}
-
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
-        results = {agent: env.reset(seed=seed) for agent, env in self._envs.items()}
-        return {agent: result[0] for agent, result in results.items()}, {}
-
-    def step(self, actions: dict) -> tuple[dict, dict, dict, dict, dict]:
-        results = {agent: self._envs[agent].step(action) for agent, action in actions.items()}
-        observations, rewards, terminated, truncated, _ = (
-            {agent: result[part] for agent, result in results.items()} for part in range(5)
-        )
-        terminated["__all__"], truncated["__all__"] = any(terminated.values()), any(truncated.values())
-        return observations, rewards, terminated, truncated, {}
 
 
 def node_of(env_runner: Any) -> str:

@@ -5,7 +5,6 @@ RLlib and torch are on these simulators; each has four units.
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,8 +18,6 @@ import remoterl
 
 # For what does not differ by connection.
 in_cluster_only = pytest.mark.parametrize("rllib_session", ["driver"], indirect=True, scope="module")
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # many processes on few cores
 
 
 @pytest.fixture(scope="session")

@@ -28,8 +28,9 @@ BESIDE = [
     "tests/integration/test_hub.py",
     *(f"tests/integration/test_rllib_{name}.py" for name in ("ends", "placement", "examples", "tune", "chosen")),
     "tests/integration/test_examples.py::test_pong_learns_as_in_sub_processes",
+    "tests/integration/test_sb3.py::test_atari_where_the_simulator_has_sb3",
     "tests/integration/test_train.py::test_rllib_where_only_simulators_have_the_environment",
-    "tests/integration/test_train.py::test_rllib_in_a_private_cluster",
+    "tests/integration/test_train.py::test_ctrl_c_for_rllib_in_a_private_cluster",
 ]
 OWN_NETWORK = """
 ip link set lo up
@@ -53,6 +54,7 @@ def main(arguments: list[str]) -> int:
     began = time.monotonic()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
+    written = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}  # once for all
     # By which Ray knows this machine, and to which its name may lead; so it is in the other network too.
     address = get_node_ip_address()
     address = OFFLINE_ADDRESS if address == "127.0.0.1" else address
@@ -62,11 +64,13 @@ def main(arguments: list[str]) -> int:
         # Sessions of their own: what a terminal's Ctrl-C does to them, this process does, once.
         beside = subprocess.Popen(
             [*network, *pytest, "-o", "cache_dir=.pytest_cache/beside", *BESIDE],
-            cwd=ROOT, env={**os.environ, "PATH": machines.PATH}, stdin=subprocess.DEVNULL, stdout=output,
+            cwd=ROOT, env={**written, "PATH": machines.PATH}, stdin=subprocess.DEVNULL, stdout=output,
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     left_out = [f"--{'deselect' if '::' in one else 'ignore'}={one}" for one in BESIDE]
-    others = subprocess.Popen([*pytest, *left_out], cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True)
+    others = subprocess.Popen(
+        [*pytest, *left_out], cwd=ROOT, env=written, stdin=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         others.wait()
         print("\nThe tests beside these:", flush=True)

@@ -73,7 +73,7 @@ class Premises:
         address = {"client": f"ray://{self.hub_host}:10001", "driver": self.gcs_address}[way.connection]
         command = (sys.executable, str(SCRIPTS / f"{script}.py"), address, way.channel, str(env_runners))
         tests = ROOT / "tests"
-        trainer = self.network.start(host, *command, cwd=tests, PYTHONPATH=str(tests), OMP_NUM_THREADS="1")
+        trainer = self.network.start(host, *command, cwd=tests, PYTHONPATH=str(tests))
         self._trainers[f"{script} {way} on {host}"] = trainer
         return trainer
 

@@ -17,6 +17,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import racing
+from commands import Call, run_in_turn
 from conftest import assert_free
 from processes import A_MINUTE_S, KEY, clean_environment, stage, wait_until
 
@@ -68,33 +69,26 @@ def test_labels_choose_simulators(cluster, caplog: pytest.LogCaptureFixture) -> 
     assert_free(cluster)
 
 
-def command_line(address: str, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "remoterl", *words],
-        env=clean_environment(REMOTERL_ADDRESS=address),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 def test_exit_codes_of_the_command_line(cluster) -> None:
+    where = {"REMOTERL_ADDRESS": cluster.gcs_address}
     with capacity.connected(cluster.gcs_address, KEY, 30.0):
         wait_until(lambda: remoterl.check(16))
         reservation = remoterl.reserve(10, ttl_s=240.0, timeout_s=20.0)
-        for words, code, said in [
+        expected = [
             (["check", "7"], 1, "no"),
             (["check", "6", "--json"], 0, "true"),
             (["release", reservation.id], 0, "released"),
             (["release", reservation.id], 1, "there is no such reservation (any more)"),
-        ]:
-            done = command_line(cluster.gcs_address, *words)
+        ]
+        calls = [Call(words, where) for words, _, _ in expected]
+        for done, (_, code, said) in zip(run_in_turn(*calls), expected, strict=True):
             assert (done.returncode, done.stdout.splitlines()[-1]) == (code, said), done.stderr
 
 
 def test_another_process_takes_a_reservation(cluster, tmp_path: Path) -> None:
     address = cluster.gcs_address
-    reserved = command_line(address, "reserve", "6", "--label", "zone=b", "--ttl", "120", "--json")
+    words = ["reserve", "6", "--label", "zone=b", "--ttl", "120", "--json"]
+    [reserved] = run_in_turn(Call(words, {"REMOTERL_ADDRESS": address}))
     assert reserved.returncode == 0, reserved.stderr
     reservation = json.loads(reserved.stdout.splitlines()[-1])
     assert reservation["num_env_runners"] == 6
@@ -148,8 +142,8 @@ def test_a_reservation_outlives_its_creator_only_for_its_time(cluster) -> None:
 
 def test_two_trainers_never_share_a_unit(cluster) -> None:
     """One by each connection, all the time at the same moment."""
-    with stage("3 rounds of reservations"):
-        rounds = _race(cluster, racing.reserve_at_once, 3, 9)  # two times nine are more than sixteen
+    with stage("2 rounds of reservations"):
+        rounds = _race(cluster, racing.reserve_at_once, 2, 9)  # two times nine are more than sixteen
     for first, second in rounds.values():
         (refusal,) = filter(None, (*first, *second))  # exactly one has it
         assert "9 env runners can't be reserved: the 2 simulators have 7 free of 16" in refusal
@@ -161,8 +155,8 @@ def test_two_trainers_never_share_a_unit(cluster) -> None:
         free = {one["name"]: one["free_units"] for one in remoterl.describe()["simulators"]}
         assert sum(free.values()) == 2
         try:
-            with stage("2 rounds of trainers"):
-                rounds = _race(cluster, racing.train_at_once, 2, 2)
+            with stage("a round of trainers"):
+                rounds = _race(cluster, racing.train_at_once, 1, 2)
         finally:
             assert remoterl.release(reservation)
     for answers in rounds.values():

@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 from conftest import assert_free
-from processes import KEY, Cluster, Process, Way, start_simulator, wait_until
+from processes import KEY, Cluster, Way, start_simulator, wait_until
 
 import remoterl
 from remoterl._process import current_session
@@ -27,21 +27,6 @@ from remoterl.errors import RemoteRLError
 
 def names() -> list[str]:
     return sorted(runner.channel.name for runner in current_session().runners)
-
-
-@pytest.fixture
-def gamma(cluster: Cluster) -> Iterator[Process]:
-    """A third simulator, whose env runners find no port for a stream."""
-    with socket.create_server(("", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        where = {"REMOTERL_ADDRESS": cluster.gcs_address, "REMOTERL_STREAM_PORTS": port}
-        simulator = start_simulator("--name", "gamma", "--max-env-runners", "8", **where)
-        try:
-            simulator.wait_for("is up")
-            yield simulator
-        finally:
-            remoterl.shutdown()
-            assert simulator.end() == 0
 
 
 def test_auto_takes_the_stream_and_says_so(cluster: Cluster, caplog) -> None:
@@ -53,23 +38,31 @@ def test_auto_takes_the_stream_and_says_so(cluster: Cluster, caplog) -> None:
     assert_free(cluster)
 
 
-def test_auto_goes_by_actor_calls_where_it_must(cluster: Cluster, gamma: Process, caplog) -> None:
-    with caplog.at_level(logging.INFO, "remoterl"):
-        assert remoterl.init(KEY, address=cluster.client_address, num_env_runners=6)  # two on each
-    assert set(names()) == {"actor", "stream"}
-    [line] = [line for line in caplog.messages if "env runners over" in line]
-    assert "channel 'actor' to" in line and "no stream to" in line and "REMOTERL_STREAM_PORTS" in line
-    vec = gym.make_vec("CartPole-v1", num_envs=30, vectorization_mode="sync")
-    assert "gamma" in vec._core.places()
-    vec.reset(seed=1)
-    assert vec.step(np.zeros(30, int))[0].shape == (30, 4)
-
-
-def test_a_stream_that_cannot_be_is_an_error_that_says_what_to_do(cluster: Cluster, gamma: Process) -> None:
-    with pytest.raises(RemoteRLError, match="simulator gamma.*REMOTERL_STREAM_PORTS.*channel='actor'"):
-        remoterl.init(KEY, address=cluster.client_address, num_env_runners=6, channel="stream")
-    assert not remoterl.is_initialized()
-    assert_free(cluster)
+def test_where_no_stream_can_be(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    """To env runners of a third simulator, which find no port for one: an error, and with `auto` actor calls."""
+    with socket.create_server(("", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        where = {"REMOTERL_ADDRESS": cluster.gcs_address, "REMOTERL_STREAM_PORTS": port}
+        gamma = start_simulator("--name", "gamma", "--max-env-runners", "8", **where)
+        try:
+            gamma.wait_for("is up")
+            three = {"address": cluster.gcs_address, "num_env_runners": 3}  # one on each
+            with pytest.raises(RemoteRLError, match="simulator gamma.*REMOTERL_STREAM_PORTS.*channel='actor'"):
+                remoterl.init(KEY, channel="stream", **three)
+            assert not remoterl.is_initialized()
+            assert_free(cluster)
+            with caplog.at_level(logging.INFO, "remoterl"):
+                assert remoterl.init(KEY, **three)
+            assert names() == ["actor", "stream", "stream"]
+            [line] = [line for line in caplog.messages if "env runners over" in line]
+            assert "channel 'actor' to" in line and "no stream to" in line and "REMOTERL_STREAM_PORTS" in line
+            vec = gym.make_vec("CartPole-v1", num_envs=15, vectorization_mode="sync")
+            assert "gamma" in vec._core.places()
+            vec.reset(seed=1)
+            assert vec.step(np.zeros(15, int))[0].shape == (15, 4)
+        finally:
+            remoterl.shutdown()
+            assert gamma.end() == 0
 
 
 def test_environments_live_in_the_main_thread(trainer: Way) -> None:

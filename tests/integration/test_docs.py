@@ -20,7 +20,7 @@ def outcomes(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict
     done = subprocess.run(
         [sys.executable, documented.__file__],
         input="\n".join(documented.lines(BLOCKS)),
-        env=clean_environment(REMOTERL_ADDRESS=cluster.gcs_address, OMP_NUM_THREADS="1"),
+        env=clean_environment(REMOTERL_ADDRESS=cluster.gcs_address),
         cwd=tmp_path_factory.mktemp("docs"),
         capture_output=True,
         text=True,

@@ -6,15 +6,15 @@ import json
 import platform
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import pytest
 import ray
-from processes import KEY, ROOT, SIMULATOR_PYTHON, Process, clean_environment, free_ports, start_simulator
+from commands import Call, Done, run_in_turn
+from processes import KEY, ROOT, SIMULATOR_PYTHON, Process, free_ports, start_simulator
 
 from remoterl import __version__
 from remoterl._protocol import digest
@@ -25,15 +25,8 @@ OURS = (
 )
 
 
-def doctor(*options: str, **environment: str) -> tuple[int, dict[str, dict[str, object]], str]:
+def told(done: Done) -> tuple[int, dict[str, dict[str, Any]], str]:
     """Its exit code, its findings by name, and everything it printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "remoterl", "doctor", "--json", *options],
-        env=clean_environment(**environment),
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
     findings = json.loads(done.stdout[done.stdout.index("[") :])
     return done.returncode, {one["check"]: one for one in findings}, done.stdout + done.stderr
 
@@ -64,7 +57,9 @@ def node_with_another_remoterl(address: str, folder: Path) -> tuple[Process, str
 
 @pytest.mark.parametrize("kind", ["client", "driver"])
 def test_a_cluster_that_is_well(cluster, kind: str) -> None:
-    code, findings, printed = doctor("--address", cluster.address(kind), "--env-id", "OnlyHere-v0")
+    words = ["doctor", "--json", "--address", cluster.address(kind), "--env-id", "OnlyHere-v0"]
+    [done] = run_in_turn(Call(words))
+    code, findings, printed = told(done)
     assert code == 0, printed
     assert all(one["ok"] and not one["advice"] for one in findings.values())
     assert "16 free of 16 on 2 simulators" in str(findings["env runners"]["found"])
@@ -83,13 +78,15 @@ def test_a_cluster_that_is_well(cluster, kind: str) -> None:
 def test_what_goes_wrong_is_named_with_what_to_do(cluster, tmp_path: Path) -> None:
     nobody = f"ray://127.0.0.1:{free_ports(1)[0]}"
     port = cluster.gcs_address.rpartition(":")[2]
-    for address, key, check in [
+    wrong = [
         (nobody, KEY, "hub"),
         (f"ray://127.0.0.1:{port}", KEY, "hub"),
         (cluster.client_address, "not-the-key", "key"),
         ("nonsense", KEY, "address"),
-    ]:
-        code, findings, printed = doctor("--address", address, REMOTERL_API_KEY=key)
+    ]
+    calls = [Call(["doctor", "--json", "--address", address], {"REMOTERL_API_KEY": key}) for address, key, _ in wrong]
+    for done, (_, key, check) in zip(run_in_turn(*calls), wrong, strict=True):
+        code, findings, printed = told(done)
         assert code == 1 and key not in printed
         assert not findings[check]["ok"] and findings[check]["advice"]
     with socket.create_server(("", 0)) as taken:  # the one port that this simulator may use for streams
@@ -100,11 +97,9 @@ def test_what_goes_wrong_is_named_with_what_to_do(cluster, tmp_path: Path) -> No
         try:
             gamma.wait_for("is up")
             delta.wait_for("Ray runtime started")
-            code, findings, _ = doctor("--address", cluster.client_address, "--env-id", "NobodyHasIt-v0")
-            plain = subprocess.run(
-                [sys.executable, "-m", "remoterl", "doctor", "--address", cluster.client_address],
-                env=clean_environment(), capture_output=True, text=True, timeout=180,
-            )  # fmt: skip
+            words = ["doctor", "--address", cluster.client_address]
+            done, plain = run_in_turn(Call([*words, "--json", "--env-id", "NobodyHasIt-v0"]), Call(words))
+            code, findings, _ = told(done)
         finally:
             delta.end()
             shutil.rmtree(folder, ignore_errors=True)

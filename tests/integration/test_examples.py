@@ -19,13 +19,12 @@ from processes import KEY, ROOT, SIMULATOR_PYTHON, Cluster, Process, clean_envir
 import remoterl
 
 EXAMPLES = ROOT / "examples"
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # many processes on few cores
 NUMBER = r"(-?\d+\.?\d*)"
 
 
 def run(cluster: Cluster, script: str | Path, *arguments: str, kind: str = "driver") -> str:
     """What it prints."""
-    done = run_python(EXAMPLES / script, *arguments, REMOTERL_ADDRESS=cluster.address(kind), **ONE_THREAD)
+    done = run_python(EXAMPLES / script, *arguments, REMOTERL_ADDRESS=cluster.address(kind))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     assert_free(cluster)
     return done.stdout
@@ -93,7 +92,7 @@ def test_pong_learns_as_in_sub_processes(rllib_cluster: Cluster, tmp_path: Path)
 
 
 def test_pong_says_that_simulators_need_stable_baselines3(cluster: Cluster) -> None:
-    done = run_python(EXAMPLES / "sb3_pong.py", REMOTERL_ADDRESS=cluster.gcs_address, **ONE_THREAD)
+    done = run_python(EXAMPLES / "sb3_pong.py", REMOTERL_ADDRESS=cluster.gcs_address)
     assert done.returncode == 1 and "stable_baselines3" in done.stderr.splitlines()[-1], done.stderr
     assert_free(cluster)
 
@@ -128,9 +127,7 @@ def test_the_notebook(cluster: Cluster, tmp_path: Path) -> None:
     notebook = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)
     nbformat.validate(notebook)
     assert all(not cell.get("outputs") and not cell.get("execution_count") for cell in notebook.cells)
-    environment = clean_environment(
-        REMOTERL_ADDRESS=cluster.client_address, TIMESTEPS="4096", IPYTHONDIR=str(tmp_path), **ONE_THREAD
-    )
+    environment = clean_environment(REMOTERL_ADDRESS=cluster.client_address, TIMESTEPS="4096", IPYTHONDIR=str(tmp_path))
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute(env=environment)
     outputs = {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
     assert [output.data["text/plain"] for output in outputs["init"] if "data" in output] == ["True"]
@@ -153,7 +150,7 @@ def test_a_greenhouse_that_only_the_simulator_has(cluster: Cluster) -> None:
 
 
 def test_a_robot_keeps_its_period_and_is_one_trainers(cluster: Cluster) -> None:
-    environment = {"REMOTERL_ADDRESS": cluster.client_address, "PYTHONUNBUFFERED": "1", **ONE_THREAD}
+    environment = {"REMOTERL_ADDRESS": cluster.client_address, "PYTHONUNBUFFERED": "1"}
     with simulator(cluster, "robot_simulator.py"):
         arguments = ["--timesteps", "600", "--episodes", "2"]
         trainer = Process(sys.executable, str(EXAMPLES / "robot_trainer.py"), *arguments, **environment)

@@ -11,7 +11,7 @@ import pytest
 import ray
 from conftest import WAYS, assert_free, patched_places
 from ledger import LedgerEnv
-from processes import PATIENCE_S, Cluster, Process, start_simulator, wait_until
+from processes import PATIENCE_S, Cluster, Process, Way, start_simulator, wait_until
 
 import remoterl
 from remoterl._process import current_session
@@ -64,7 +64,7 @@ def test_rows_double_up_and_then_there_is_no_place(cluster: Cluster) -> None:
     try:
         gamma.wait_for("is up")
         delta.wait_for("is up")
-        WAYS[0].open(cluster, labels={"zone": "small"}, restart_timeout_s=6.0)
+        Way("driver", "stream").open(cluster, labels={"zone": "small"}, restart_timeout_s=6.0)
         vec = gym.vector.SyncVectorEnv([LedgerEnv] * 4)
         vec.reset(seed=7)
         vec.step(np.arange(4))

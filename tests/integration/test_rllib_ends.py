@@ -142,7 +142,7 @@ def assert_all_free(cluster: Cluster) -> None:
 
 
 def test_after_every_end_configs_are_those_of_a_fresh_process(rllib_cluster: Cluster) -> None:
-    address = {"REMOTERL_ADDRESS": rllib_cluster.gcs_address, "OMP_NUM_THREADS": "1"}
+    address = {"REMOTERL_ADDRESS": rllib_cluster.gcs_address}
     done = run_python(SCRIPT, "exception", timeout_s=280, **address)
     said = said_fields(done.stdout)
     fresh = rllib_ends.fields()  # this process has no session now
@@ -159,9 +159,7 @@ def test_after_every_end_configs_are_those_of_a_fresh_process(rllib_cluster: Clu
 
 def test_a_script_is_killed(rllib_cluster: Cluster) -> None:
     """It says nothing any more; the next process is a fresh one."""
-    done = run_python(
-        SCRIPT, "kill", REMOTERL_ADDRESS=rllib_cluster.client_address, OMP_NUM_THREADS="1", timeout_s=180
-    )  # fmt: skip
+    done = run_python(SCRIPT, "kill", REMOTERL_ADDRESS=rllib_cluster.client_address)
     assert done.returncode == -signal.SIGKILL and "TRAINED" in done.stdout, done.stdout + done.stderr
     assert_all_free(rllib_cluster)
 

@@ -39,8 +39,7 @@ remoterl.shutdown()
 
 
 def run(cluster: Cluster, kind: str, script: Path | str, *arguments: str, timeout_s: float = 280) -> str:
-    environment = {"REMOTERL_ADDRESS": cluster.address(kind), "OMP_NUM_THREADS": "1"}
-    done = run_python(script, *arguments, timeout_s=timeout_s, **environment)
+    done = run_python(script, *arguments, timeout_s=timeout_s, REMOTERL_ADDRESS=cluster.address(kind))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     assert_no_rllib_left(cluster)
     return done.stdout
@@ -130,7 +129,7 @@ def test_a_private_cluster(tmp_path: Path) -> None:
     )
     script = tmp_path / "trainer.py"
     script.write_text(text)
-    done = run_python(script, timeout_s=280, REMOTERL_ADDRESS="local", OMP_NUM_THREADS="1", TESTED_BY=str(tmp_path))
+    done = run_python(script, timeout_s=280, REMOTERL_ADDRESS="local", TESTED_BY=str(tmp_path))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     [(holds, places)] = re.findall(r"HOLDS (.*) PLACES (.*)", done.stdout)
     assert set(ast.literal_eval(places)) == {name for name, units in ast.literal_eval(holds).items() if units}

@@ -96,15 +96,10 @@ def impala() -> Any:
     return config.training(train_batch_size_per_learner=100).rl_module(model_config=NET)
 
 
-def multi_agent() -> Any:
-    config = small_ppo(rllib_envs.TwoCartPoles)
-    return config.multi_agent(policies={"left", "right"}, policy_mapping_fn=lambda agent, *_, **__: agent)
-
-
-# Each by one connection; multi-agent through Ray Client is in `test_rllib_examples.py`.
+# Each by one connection; multi-agent is in `test_rllib_examples.py`.
 @pytest.mark.parametrize(
     ("rllib_session", "make"),
-    [("driver", old_stack), ("driver", multi_agent), ("client", dqn), ("client", impala)],
+    [("driver", old_stack), ("client", dqn), ("client", impala)],
     indirect=["rllib_session"],
     scope="module",
 )
@@ -112,9 +107,9 @@ def test_algorithms(rllib_session: str, node_names: Any, make: Any) -> None:
     config = make()
     algo = config.build_algo()
     before = node_names(where(algo))
-    for _ in range(3):
+    for _ in range(2):
         result = algo.train()
-    assert result["training_iteration"] == 3
+    assert result["training_iteration"] == 2
     assert node_names(where(algo)) == before and on_simulators(before, config.num_env_runners)
     algo.stop()
 

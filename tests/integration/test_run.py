@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import Call, run_in_turn
 from conftest import assert_free
 from processes import ROOT, clean_environment, free_ports
 
@@ -71,9 +72,10 @@ def test_a_scripts_own_init_and_its_errors(cluster, tmp_path: Path) -> None:
     done = python("-m", "remoterl", "run", "--address", cluster.gcs_address, str(script), cwd=tmp_path)
     assert "RemoteEnv" in done.stdout and done.returncode == 1
     assert "own.py" in done.stderr and "UnknownNameError" in done.stderr  # the script's own traceback
-    for arguments, expected in ((("no_such.py",), "no script"), (("-m", "no_such_module"), "no_such_module")):
-        done = python("-m", "remoterl", "run", "--address", cluster.gcs_address, *arguments, cwd=tmp_path)
-        assert done.returncode == 1 and expected in done.stderr
+    wrong = {"no_such.py": "no script", "-m no_such_module": "no_such_module"}
+    calls = [Call(["run", "--address", cluster.gcs_address, *what.split()]) for what in wrong]
+    for refused, expected in zip(run_in_turn(*calls, cwd=tmp_path), wrong.values(), strict=True):
+        assert refused.returncode == 1 and expected in refused.stderr
     assert_free(cluster)
 
 

@@ -11,8 +11,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from commands import Call, Done, run_in_turn
 from conftest import assert_free
-from processes import Process, clean_environment, inheriting, wait_until
+from processes import PATIENCE_S, Process, clean_environment, inheriting, wait_until
 from rllib_fixtures import assert_no_rllib_left
 
 SCORE = re.compile(r"^(Done|Solved|Stopped): mean return (-?[\d.]+).* after ([\d,]+) steps in .* steps/s", re.MULTILINE)
@@ -25,7 +26,7 @@ def train(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complete
     )  # fmt: skip
 
 
-def score_of(done: subprocess.CompletedProcess[str]) -> tuple[str, float, int]:
+def score_of(done: subprocess.CompletedProcess[str] | Done) -> tuple[str, float, int]:
     """How it ended, its score and its steps."""
     found = SCORE.search(done.stdout)
     assert found, done.stdout + done.stderr
@@ -40,12 +41,13 @@ def is_picture(path: Path) -> bool:
 def test_sb3(cluster, kind: str, tmp_path: Path) -> None:
     done = train(
         "sb3", "--algo", "PPO", "--env-id", "CartPole-v1", "--address", cluster.address(kind),
-        "--num-workers", "2", "--num-env-runners", "2", "--num-envs", "8", "--timesteps", "1024", "--seed", "1",
+        "--num-workers", "2", "--num-env-runners", "1", "--num-envs", "8", "--timesteps", "1024", "--seed", "1",
+        "--timeout", str(PATIENCE_S),
         "--n-steps", "64", "--learning_rate=1e-3", "--gamma", "0.98", "--device", "cpu",
         "--policy-kwargs", '{"net_arch": [16]}', "--output", "trained", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "4 env runners over" in done.stderr
+    assert "2 env runners over" in done.stderr
     outcome, score, steps = score_of(done)
     assert outcome == "Done" and 10 < score < 100 and steps == 1024
     assert is_picture(tmp_path / "trained" / "learning_curve.png")
@@ -60,15 +62,17 @@ def test_sb3(cluster, kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_sb3_contrib_targets_and_numbered_folders(cluster, tmp_path: Path) -> None:
-    common = ("sb3", "--env-id", "CartPole-v1", "--address", cluster.gcs_address, "--seed", "1", "--steps", "600")
+    common = (
+        "train", "sb3", "--env-id", "CartPole-v1", "--address", cluster.gcs_address, "--seed", "1", "--steps", "600",
+    )  # fmt: skip
     quantile = ("--algo", "QRDQN", "--learning-starts", "100", "--buffer-size", "1e3", "--train-freq", '[4, "step"]')
-    done = train(*common, *quantile, "--target", "5", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    outcome, score, steps = score_of(done)
+    calls = [Call([*common, *quantile, "--target", target]) for target in ("5", "500")]
+    reached, missed = run_in_turn(*calls, cwd=tmp_path)
+    assert reached.returncode == 0, reached.stderr
+    outcome, score, steps = score_of(reached)
     assert outcome == "Solved" and score >= 5 and steps < 600
-    done = train(*common, *quantile, "--target", "500", cwd=tmp_path)
-    assert done.returncode == 1 and score_of(done)[0] == "Stopped"
-    assert "Saved: runs/QRDQN_CartPole-v1_2/model.zip" in done.stdout
+    assert missed.returncode == 1 and score_of(missed)[0] == "Stopped"
+    assert "Saved: runs/QRDQN_CartPole-v1_2/model.zip" in missed.stdout
     for number in (1, 2):
         assert zipfile.is_zipfile(tmp_path / "runs" / f"QRDQN_CartPole-v1_{number}" / "model.zip")
         assert is_picture(tmp_path / "runs" / f"QRDQN_CartPole-v1_{number}" / "learning_curve.png")
@@ -102,20 +106,39 @@ def test_rllib_where_only_simulators_have_the_environment(rllib_cluster, kind: s
     assert_no_rllib_left(rllib_cluster)
 
 
-@pytest.mark.long
-def test_rllib_in_a_private_cluster(tmp_path: Path) -> None:
-    done = train(
-        "rllib", "--algo", "PPO", "--env-id", "CartPole-v1", "--address", "local", "--num-env-runners", "1",
-        "--num-envs", "4", "--steps", "600", "--seed", "1", "--train-batch-size-per-learner", "300",
-        "--minibatch-size", "100", "--num-epochs", "1", "--lr", "1e-3", "--lambda", "0.9", "--output", "trained",
-        cwd=tmp_path, TESTED_BY=str(tmp_path),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    outcome, score, steps = score_of(done)
-    assert outcome == "Done" and 10 < score < 100 and 600 <= steps < 1200
-    assert is_picture(tmp_path / "trained" / "learning_curve.png")
-    assert f"Saved: {Path('trained', 'checkpoint')}" in done.stdout
+SAVED_BY_CTRL_C = re.compile(r"Interrupted: saving.*Done: mean return ([\d.]+).* after ([\d,]+) steps", re.DOTALL)
 
+
+def interrupted(*arguments: str, output: Path, **environment: str) -> str:
+    """What a training prints that Ctrl-C ends once it has a mean return."""
+    command = (sys.executable, "-m", "remoterl", "train", *arguments, "--steps", "100000", "--output", str(output))
+    trainer = Process(*command, PYTHONUNBUFFERED="1", **environment)
+    trainer.wait_for("mean return", 240)
+    log = trainer.log.open()
+    assert trainer.end(signal.SIGINT) == 1
+    printed = log.read()
+    assert SAVED_BY_CTRL_C.search(printed) and "Traceback" not in printed, printed
+    assert is_picture(output / "learning_curve.png")
+    return printed
+
+
+def test_ctrl_c_saves_what_was_learned(cluster, tmp_path: Path) -> None:
+    interrupted(
+        "sb3", "--env-id", "CartPole-v1", "--address", cluster.gcs_address, "--num-env-runners", "1",
+        "--num-envs", "4", "--n-steps", "64", output=tmp_path,
+    )  # fmt: skip
+    assert (tmp_path / "model.zip").exists()
+    assert_free(cluster)
+
+
+@pytest.mark.long
+def test_ctrl_c_for_rllib_in_a_private_cluster(tmp_path: Path) -> None:
+    printed = interrupted(
+        "rllib", "--algo", "PPO", "--env-id", "CartPole-v1", "--address", "local", "--num-env-runners", "1",
+        "--num-envs", "4", "--seed", "1", "--train-batch-size-per-learner", "300", "--minibatch-size", "100",
+        "--num-epochs", "1", "--lr", "1e-3", "--lambda", "0.9", output=tmp_path / "trained", TESTED_BY=str(tmp_path),
+    )  # fmt: skip
+    assert f"Saved: {tmp_path / 'trained' / 'checkpoint'}" in printed
     saved = pickle.loads((tmp_path / "trained" / "checkpoint" / "class_and_ctor_args.pkl").read_bytes())
     config = saved["ctor_args_and_kwargs"][0][0]
     assert saved["class"].__name__ == "PPO"
@@ -127,30 +150,10 @@ def test_rllib_in_a_private_cluster(tmp_path: Path) -> None:
     wait_until(lambda: inheriting(str(tmp_path)) == [], what="Ray's processes gone")
 
 
-@pytest.mark.parametrize("framework", ["sb3", pytest.param("rllib", marks=pytest.mark.long)])
-def test_ctrl_c_saves_what_was_learned(cluster, framework: str, tmp_path: Path) -> None:
-    address, small = cluster.gcs_address, ("--n-steps", "64")
-    if framework == "rllib":
-        address, small = "local", ("--train-batch-size-per-learner", "300", "--num-epochs", "1")
-    trainer = Process(
-        sys.executable, "-m", "remoterl", "train", framework, "--env-id", "CartPole-v1", "--address", address,
-        "--num-env-runners", "1", "--num-envs", "4", "--steps", "100000", "--output", str(tmp_path), *small,
-        PYTHONUNBUFFERED="1",
-    )  # fmt: skip
-    trainer.wait_for("mean return", 120)
-    log = trainer.log.open()
-    assert trainer.end(signal.SIGINT, 60) == 1
-    output = log.read()
-    assert "Interrupted: saving" in output and re.search(r"Done: mean return [\d.]+ after [\d,]+ steps", output)
-    assert (tmp_path / ("model.zip" if framework == "sb3" else "checkpoint")).exists()
-    assert "Traceback" not in output
-    assert_free(cluster)
-
-
 def test_refusals_start_nothing(tmp_path: Path) -> None:
     """The address is of no hub: what is refused is refused before anyone asks for one."""
     cartpole = ("--env-id", "CartPole-v1", "--address", "127.0.0.1:1", "--timeout", "1")
-    for arguments, expected in (
+    refused: list[tuple[tuple[str, ...], str]] = [
         (("sb3", "--algo", "PPOO"), "no such algorithm in stable_baselines3 or sb3_contrib. The closest names: PPO"),
         (("sb3", "--learnin-rate", "1"), "PPO has no parameter --learnin-rate. The closest names: --learning-rate."),
         (("sb3", "--n-steps", "many"), "--n-steps takes an integer, got 'many'"),
@@ -158,20 +161,21 @@ def test_refusals_start_nothing(tmp_path: Path) -> None:
         (("gym", "--algo", "PPO"), "only `random`"),
         (("rllib", "--learning-rate", "1"), "PPO has no parameter --learning-rate. The closest names: --lr."),
         (("rllib", "--train-batch-size-per-learner", "50"), "PPO refuses: `minibatch_size` (128) must be <="),
-    ):
-        done = train(*arguments, *cartpole, cwd=tmp_path)
+        (("sb3",), "No hub answers"),
+    ]
+    calls = [Call(["train", *arguments, *cartpole]) for arguments, _ in refused]
+    for done, (_, expected) in zip(run_in_turn(*calls, cwd=tmp_path), refused, strict=True):
         assert done.returncode == 1 and expected in done.stderr, done.stderr
         assert done.stdout == "" and "Traceback" not in done.stderr
-    done = train("sb3", *cartpole, cwd=tmp_path)
-    assert done.returncode == 1 and "No hub answers" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_only_the_environment_shows(cluster, tmp_path: Path) -> None:
-    common = ("sb3", "--address", cluster.gcs_address, "--output", "trained")
-    done = train(*common, "--env-id", "CartPole-v1", "--algo", "SAC", cwd=tmp_path)
-    assert done.returncode == 1 and "SAC refuses: The algorithm only supports" in done.stderr
-    done = train(*common, "--env-id", "CartPol-v1", cwd=tmp_path)
-    assert done.returncode == 1 and "UnknownNameError" in done.stderr and "CartPole-v1" in done.stderr
+    common = ("train", "sb3", "--address", cluster.gcs_address, "--output", "trained")
+    unfit = Call([*common, "--env-id", "CartPole-v1", "--algo", "SAC"])
+    misspelt = Call([*common, "--env-id", "CartPol-v1"])
+    first, second = run_in_turn(unfit, misspelt, cwd=tmp_path)
+    assert first.returncode == 1 and "SAC refuses: The algorithm only supports" in first.stderr
+    assert second.returncode == 1 and "UnknownNameError" in second.stderr and "CartPole-v1" in second.stderr
     assert list(tmp_path.iterdir()) == []
     assert_free(cluster)
