@@ -5,6 +5,7 @@ Run as a script: reads lines of JSON, writes one for each.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -21,10 +22,11 @@ from processes import clean_environment
 
 @dataclass
 class Call:
-    """A command line, and what is set in the environment for it."""
+    """A command line, what is set in the environment for it, and what is typed when it asks."""
 
     words: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
+    typed: str = ""
 
 
 @dataclass
@@ -53,10 +55,11 @@ def run_in_turn(*calls: Call, cwd: Path | str = "/", timeout_s: float = 240.0) -
     return found
 
 
-def _one(words: Sequence[str], environment: Mapping[str, str]) -> Done:
+def _one(words: Sequence[str], environment: Mapping[str, str], typed: str) -> Done:
     from remoterl.cli import main
 
     sys.argv = ["remoterl", *words]
+    sys.stdin = io.StringIO(typed)
     before = dict(os.environ)
     os.environ.update(environment)
     code: object = 0
@@ -91,5 +94,5 @@ def _written_to(descriptor: int) -> Iterator[list[str]]:
 
 
 if __name__ == "__main__":
-    for line in sys.stdin:
+    for line in sys.stdin.read().splitlines():
         print(json.dumps(asdict(_one(**json.loads(line)))), flush=True)

@@ -28,7 +28,7 @@ A_MINUTE_S = 60.0  # in which what a trainer held has to be free, however it end
 # slow core otherwise.
 QUIET_RAY = {
     "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
-    "LOG_NAME_UPDATE_INTERVAL_S": "1",
+    "LOG_NAME_UPDATE_INTERVAL_S": "2",
     "REPORTER_UPDATE_INTERVAL_MS": "30000",
     "RAY_DASHBOARD_AGENT_LOOP_MONITOR_INTERVAL_S": "5",
 }

@@ -72,13 +72,3 @@ class SaysWhere(RLlibCallback):
             "env_runners": algorithm.env_runner_group.foreach_env_runner(node_of, local_env_runner=False),
             "learners": [each.get() for each in algorithm.learner_group.foreach_learner(node_of).result_or_errors],
         }
-
-
-class SaysWhenMoved(SaysWhere):
-    """`moved` is 1 once all env runners are there, and a node of the first ones is not among theirs."""
-
-    def on_train_result(self, *, algorithm: Any, result: dict, **kwargs: Any) -> None:
-        super().on_train_result(algorithm=algorithm, result=result, **kwargs)
-        nodes = result["places"]["env_runners"]
-        self.first = getattr(self, "first", None) or set(nodes)
-        result["moved"] = int(len(nodes) == algorithm.config.num_env_runners and not self.first <= set(nodes))

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -19,13 +18,13 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from commands import Call, run_in_turn
 from processes import (
     KEY,
     PATIENCE_S,
     ROOT,
     Process,
     accepts,
-    clean_environment,
     free_ports,
     stage,
     wait_until,
@@ -37,7 +36,7 @@ from remoterl._process import current_session
 
 
 class AutoscalingCluster:
-    """A head whose autoscaler may start two simulators of five units on this machine, and none at first.
+    """A head whose autoscaler may start two simulators of three units on this machine, and none at first.
 
     All run on what the tests run on, which has RLlib.
     """
@@ -66,7 +65,7 @@ class AutoscalingCluster:
             available_node_types={
                 "head": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 0},
                 "simulator": {
-                    "resources": {"CPU": 0, "env_runner": 5},
+                    "resources": {"CPU": 0, "env_runner": 3},
                     "labels": {"pool": "cpu"},
                     "node_config": {},
                     "min_workers": 0,
@@ -141,38 +140,68 @@ signal.pause()
 """
 
 
-def test_simulators_come_for_trainers_and_go_when_idle(autoscaling, caplog: pytest.LogCaptureFixture) -> None:
-    from stable_baselines3 import PPO
-    from stable_baselines3.common.env_util import make_vec_env
+def test_simulators_come_for_rllib(autoscaling, caplog: pytest.LogCaptureFixture) -> None:
+    """From none to one for a session of one env runner; RLlib asks for more than that has."""
+    import ray
+    from ray.rllib.algorithms.ppo import PPOConfig
 
     assert autoscaling.nodes() == []
-    doctor = [sys.executable, "-m", "remoterl", "doctor", "--address", autoscaling.address]
-    told = subprocess.run(doctor, env=clean_environment(), capture_output=True, text=True, timeout=120)
+    [told] = run_in_turn(Call(["doctor", "--address", autoscaling.address]))
     assert told.returncode == 0 and "NOTE  simulators: none at the moment; an autoscaler" in told.stdout, told.stdout
 
     with caplog.at_level(logging.INFO, "remoterl"), stage("init from zero"):
-        remoterl.init(
-            KEY, address=autoscaling.address, num_workers=1, num_env_runners=8, labels={"pool": "cpu"}, timeout_s=120.0
+        assert remoterl.init(
+            KEY, address=autoscaling.address, num_env_runners=1, labels={"pool": "cpu"}, timeout_s=PATIENCE_S
         )
-    assert re.search(r"Waiting for 8 env runners, .*: 0 on 0 simulators so far; ", caplog.text)
-    assert len(current_session().runners) == 8 and len(autoscaling.nodes()) == 2
-    assert [one["units"] for one in remoterl.describe({"pool": "cpu"})["simulators"]] == [5, 5]
+    assert re.search(r"Waiting for 1 env runners, .*: 0 on 0 simulators so far; ", caplog.text)
+    assert len(autoscaling.nodes()) == 1
+    config = (
+        PPOConfig()
+        .environment("OnlyHere-v0")
+        .env_runners(num_env_runners=2, custom_resources_per_env_runner={"env_runner": 2})
+    )
+    config.training(train_batch_size_per_learner=64, minibatch_size=32, num_epochs=1)
+    with caplog.at_level(logging.INFO, "remoterl"):
+        algo = config.build_algo()
+    assert "it asks for 4 env runners, the simulators with pool=cpu have 3 free of 3. The autoscaler" in caplog.text
+    assert "Waiting for 4 env runners" in caplog.text
+    assert len(autoscaling.nodes()) == 2
+    nodes = algo.env_runner_group.foreach_env_runner(
+        lambda _: ray.get_runtime_context().get_node_id(), local_env_runner=False
+    )
+    simulators = {node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("env_runner")}
+    assert len(nodes) == 2 and set(nodes) == simulators
+    algo.train()
+    algo.stop()
+    remoterl.shutdown()
+
+
+def test_they_are_shared_and_go_when_idle(autoscaling) -> None:
+    """Those of the test before, or new ones."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+
+    assert remoterl.init(
+        KEY, address=autoscaling.address, num_workers=1, num_env_runners=5, labels={"pool": "cpu"}, timeout_s=PATIENCE_S
+    )
+    assert len(current_session().runners) == 5 and len(autoscaling.nodes()) == 2
+    assert [one["units"] for one in remoterl.describe({"pool": "cpu"})["simulators"]] == [3, 3]
     other = Process(sys.executable, "-c", OTHER, REMOTERL_ADDRESS=autoscaling.address)
-    env = make_vec_env("OnlyHere-v0", n_envs=8)  # an environment that only these nodes have
-    model = PPO("MlpPolicy", env, n_steps=16, batch_size=32, n_epochs=1)
+    env = make_vec_env("OnlyHere-v0", n_envs=5)  # an environment that only these nodes have
+    model = PPO("MlpPolicy", env, n_steps=16, batch_size=40, n_epochs=1)
     before = model.policy.state_dict()["action_net.weight"].clone()
     with stage("training"):
-        model.learn(256)
-    assert model.num_timesteps == 256 and (model.policy.state_dict()["action_net.weight"] != before).any()
+        model.learn(160)
+    assert model.num_timesteps == 160 and (model.policy.state_dict()["action_net.weight"] != before).any()
     env.close()
 
     # More than may ever be started: what there is.
     other.wait_for("is up")
-    assert "Going on with 2 of the 16 env runners that were asked for" in other.output
+    assert "Going on with 1 of the 16 env runners that were asked for" in other.output
     remoterl.shutdown()
     with capacity.connected(autoscaling.address, KEY, 30.0):
-        # The nodes' `Simulator` actors ended with this trainer; those of now hear of the other's env runners.
-        wait_until(lambda: sum(one["env_runners"] for one in remoterl.describe()["trainers"]) == 2)
+        # The nodes' `Simulator` actors ended with this trainer; those of now hear of the other's env runner.
+        wait_until(lambda: sum(one["env_runners"] for one in remoterl.describe()["trainers"]) == 1)
         other.end(signal.SIGTERM)
         unused: list[int] = []
 
@@ -183,33 +212,4 @@ def test_simulators_come_for_trainers_and_go_when_idle(autoscaling, caplog: pyte
 
         with stage("idle simulators gone, asked for all the time"):
             wait_until(gone, 90, "idle simulators go")
-        assert 5 in unused
-
-
-def test_simulators_come_for_rllib(autoscaling, caplog: pytest.LogCaptureFixture) -> None:
-    """A session of one env runner has one simulator; RLlib asks for more than that has."""
-    import ray
-    from ray.rllib.algorithms.ppo import PPOConfig
-
-    assert autoscaling.nodes() == []  # those of the test before have gone
-    assert remoterl.init(KEY, address=autoscaling.address, num_env_runners=1, timeout_s=120.0)
-    assert len(autoscaling.nodes()) == 1
-    config = (
-        PPOConfig()
-        .environment("OnlyHere-v0")
-        .env_runners(num_env_runners=2, custom_resources_per_env_runner={"env_runner": 3})
-    )
-    config.training(train_batch_size_per_learner=64, minibatch_size=32, num_epochs=1)
-    with caplog.at_level(logging.INFO, "remoterl"):
-        algo = config.build_algo()
-    assert "it asks for 6 env runners, the simulators have 5 free of 5. The autoscaler starts" in caplog.text
-    assert "Waiting for 6 env runners" in caplog.text
-    assert len(autoscaling.nodes()) == 2
-    nodes = algo.env_runner_group.foreach_env_runner(
-        lambda _: ray.get_runtime_context().get_node_id(), local_env_runner=False
-    )
-    simulators = {node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("env_runner")}
-    assert len(nodes) == 2 and set(nodes) == simulators
-    algo.train()
-    algo.stop()
-    remoterl.shutdown()
+        assert 3 in unused

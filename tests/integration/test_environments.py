@@ -9,7 +9,7 @@ import envs
 import gymnasium as gym
 import numpy as np
 import pytest
-from processes import Cluster, Way
+from processes import Way
 
 from remoterl._process import current_session
 from remoterl.errors import UnknownEnvironmentError
@@ -85,19 +85,6 @@ def test_an_unknown_id_names_the_closest_and_who_was_asked(trainer: Way) -> None
         assert isinstance(caught.value, gym.error.Error)
         with pytest.raises(UnknownEnvironmentError, match=r"No environment 'CartPole-v99': .* names: CartPole-v1"):
             make("CartPole-v99")
-
-
-def test_an_id_that_another_simulator_offers(cluster: Cluster, trainer: Way) -> None:
-    """The session's env runners were placed before it came, and have rows: `test_lifecycle` has those without."""
-    from stable_baselines3.common.env_util import make_vec_env
-
-    with cluster.joined("gamma", "--register", "only_gamma"):
-        busy = gym.make_vec("CartPole-v1", num_envs=4, vectorization_mode="sync")
-        busy.reset(seed=1)
-        for make, env_id in ((gym.make, "OnlyGamma-v0"), (make_vec_env, "OnlyGamma-v0"), (gym.make_vec, "OnlyGamma")):
-            with pytest.raises(UnknownEnvironmentError, match="on alpha, beta, .* is offered by gamma, .* labels"):
-                make(env_id)
-        busy.close()
 
 
 def test_a_single_env_behaves_as_one(trainer: Way) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
-from processes import KEY, PATIENCE_S, clean_environment, free_ports, start_simulator
+from commands import Call, run_in_turn
+from processes import KEY, PATIENCE_S, Cluster, clean_environment, free_ports, start_simulator
 
 # Ray Client's server for each client, which its own port stands before, and metrics of autoscaler and dashboard.
 NOT_FOR_OTHERS = {*range(23000, 24000), 44217, 44227}
@@ -28,48 +29,41 @@ TRAINER = (
 )
 
 
-def remoterl_command(*arguments: str, typed: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "remoterl", *arguments],
-        env=clean_environment(**environment),
-        input=typed,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-def test_a_hub_a_simulator_and_a_trainer(tmp_path: Path, cluster) -> None:
-    """`cluster` is another hub on this machine, which all this does not touch."""
-    bystanders = [process for simulator in cluster.simulators.values() for process in _rays(simulator.tree())]
+def test_a_hub_a_simulator_and_a_trainer(tmp_path: Path, rllib_cluster: Cluster) -> None:
+    """`rllib_cluster` is another hub on this machine, which all this does not touch."""
+    bystanders = [process for simulator in rllib_cluster.simulators.values() for process in _rays(simulator.tree())]
     assert len(bystanders) == 4  # the raylets of the hub, alpha and beta, and the GCS
     folder = tempfile.mkdtemp(prefix="rrl-", dir="/tmp")
     port, client_port, dashboard_port = free_ports(3)
     settings = {"REMOTERL_HOME": str(tmp_path), "RAY_TMPDIR": folder}
     first = _free_range(200)
-    options = [
-        f"--port={port}", f"--client-port={client_port}", f"--dashboard-port={dashboard_port}",
+    start = [
+        "hub", f"--port={port}", f"--client-port={client_port}", f"--dashboard-port={dashboard_port}",
         f"--ports={first}-{first + 99}",
     ]  # fmt: skip
-    started = remoterl_command("hub", *options, **settings)
-    assert started.returncode == 0, started.stderr
-    lines = {line.split(":")[0]: line for line in started.stdout.splitlines()}
-    assert f":{port} remoterl simulate" in lines["On a simulator"]
-    assert f":{client_port} python train.py" in lines["On a trainer"]
-    assert KEY not in started.stdout + started.stderr
-    hub = psutil.Process(_pid(tmp_path))
-    tree = [hub, *hub.children(recursive=True)]
+    stop = Call(["hub", "stop"], settings)
+    address = f"ray://127.0.0.1:{client_port}"
+    no_key = {**settings, "REMOTERL_API_KEY": ""}
+    joined: int | None = -1
+    started, refused, wrong, right, shown = run_in_turn(
+        Call(start, settings),
+        Call(start, settings),
+        Call(["register", address], no_key, typed="not-the-key\n"),
+        Call(["register", address], no_key, typed=f"{KEY}\n"),
+        Call(["register", "--show"], settings),
+    )
     try:
+        assert started.returncode == 0, started.stderr
+        lines = {line.split(":")[0]: line for line in started.stdout.splitlines()}
+        assert f":{port} remoterl simulate" in lines["On a simulator"]
+        assert f":{client_port} python train.py" in lines["On a trainer"]
+        assert KEY not in started.stdout + started.stderr
+        hub = psutil.Process(_pid(tmp_path))
+        tree = [hub, *hub.children(recursive=True)]
         assert all(KEY not in " ".join(process.cmdline()) for process in tree)
-        refused = remoterl_command("hub", *options, **settings)
         assert refused.returncode == 1 and "remoterl hub stop" in refused.stderr
-
-        address = f"ray://127.0.0.1:{client_port}"
-        no_key = {**settings, "REMOTERL_API_KEY": ""}
-        wrong = remoterl_command("register", address, typed="not-the-key\n", **no_key)
         assert wrong.returncode == 1 and "refused the key" in wrong.stderr
-        assert remoterl_command("register", address, typed=f"{KEY}\n", **no_key).returncode == 0
-        shown = remoterl_command("register", "--show", **settings)
+        assert right.returncode == 0, right.stderr
         assert address in shown.stdout and KEY not in shown.stdout
 
         # Neither address nor key in the environment: both come from what was registered.
@@ -92,17 +86,18 @@ def test_a_hub_a_simulator_and_a_trainer(tmp_path: Path, cluster) -> None:
             with urllib.request.urlopen(asked, timeout=20) as answer:
                 assert json.load(answer)["ray_version"] == ray.__version__
         finally:
-            stopped = remoterl_command("hub", "stop", **settings)
+            stopped, again = run_in_turn(stop, stop)
             joined = simulator.process.poll()
             assert simulator.end() == 0
-    finally:
-        remoterl_command("hub", "stop", **settings)
+    except BaseException:
+        run_in_turn(stop)
+        raise
     assert joined is None  # it waits for the hub to come back
     assert all(process.is_running() for process in bystanders)
     assert stopped.returncode == 0 and "is stopped" in stopped.stdout
     _, alive = psutil.wait_procs(tree, timeout=PATIENCE_S)
     assert alive == []
-    assert "No hub of yours" in remoterl_command("hub", "stop", **settings).stdout
+    assert "No hub of yours" in again.stdout
 
 
 def _rays(tree: list[psutil.Process]) -> list[psutil.Process]:

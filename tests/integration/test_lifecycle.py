@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from remoterl._protocol import spoken
 from remoterl.errors import (
     AlreadyInitializedError,
     ConfigurationError,
+    UnknownEnvironmentError,
 )
 
 KINDS = ["client", "driver"]
@@ -199,19 +201,28 @@ def test_env_runners_without_rows_go_where_an_id_is_offered(cluster, caplog: pyt
     from stable_baselines3.common.env_util import make_vec_env
 
     few = "--max-env-runners", "1"  # so few that init() places none there
+    makes: list[tuple[Callable[[str], Any], str]] = [
+        (gym.make, "OnlyGamma-v0"),
+        (make_vec_env, "OnlyGamma-v0"),
+        (gym.make_vec, "OnlyGamma"),
+    ]
     with cluster.joined("gamma", "--register", "only_gamma", *few), caplog.at_level(logging.INFO, "remoterl"):
-        for make, env_id in ((make_vec_env, "OnlyGamma-v0"), (gym.make, "OnlyGamma-v0")):
-            assert remoterl.init(KEY, address=cluster.gcs_address, num_env_runners=3)
-            one, two = (gym.make("CartPole-v1") for _ in range(2))  # which stay where they are
-            one.reset(seed=1)
-            before = _places(one), _places(two)
-            env = make(env_id)
-            env.reset()
-            assert _places(env) == ["gamma"] and (_places(one), _places(two)) == before
-            one.step(0)
-            wait_until(lambda: len(env_runner_processes(cluster)) == 3)
-            remoterl.shutdown()
-            assert_free(cluster)
+        assert remoterl.init(KEY, address=cluster.gcs_address, num_env_runners=3)
+        rows = [gym.make("CartPole-v1") for _ in range(3)]  # one on each env runner
+        for env in rows:
+            env.reset(seed=1)
+        for make, env_id in makes:
+            with pytest.raises(UnknownEnvironmentError, match="on alpha, beta, .* is offered by gamma, .* labels"):
+                make(env_id)
+        rows.pop().close()
+        before = [_places(env) for env in rows]
+        env = make_vec_env("OnlyGamma-v0")
+        env.reset()
+        assert _places(env) == ["gamma"] and [_places(env) for env in rows] == before
+        rows[0].step(0)
+        wait_until(lambda: len(env_runner_processes(cluster)) == 3)
+        remoterl.shutdown()
+        assert_free(cluster)
     assert "Env runners that had no rows went to gamma, where OnlyGamma-v0 is: 1." in caplog.text
 
 
@@ -301,21 +312,6 @@ def test_a_simulator_of_another_ray_is_refused(cluster, tmp_path: Path) -> None:
     )
     done = run_python(script)
     assert "REFUSED" in done.stdout and "2.99.0" in done.stdout and "2.60" in done.stdout, done.stderr
-
-
-def test_a_hub_without_simulators(caplog: pytest.LogCaptureFixture, tmp_path_factory: pytest.TempPathFactory) -> None:
-    from remoterl.cluster.auth import use_key
-
-    undo = use_key(KEY)
-    import ray
-
-    ray.init(include_dashboard=False, _temp_dir=tempfile.mkdtemp(dir="/tmp"), log_to_driver=False)
-    try:
-        assert remoterl.init(KEY, timeout_s=2) is False
-        assert "no simulator" in caplog.text and "remoterl simulate" in caplog.text
-    finally:
-        ray.shutdown()
-        undo()
 
 
 def test_a_taken_name_is_refused(cluster) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import KEY, ROOT, Cluster, clean_environment, inheriting, run_python, wait_until
+from processes import KEY, ROOT, Cluster, clean_environment, run_python
 from rllib_fixtures import assert_no_rllib_left
 
 from remoterl import registration
@@ -79,14 +79,17 @@ def test_multi_agent(rllib_cluster: Cluster, tmp_path: Path) -> None:
     assert re.search(r"Mean return [\d.]+ of both after 3 iterations", output)
 
 
-def submit(cluster: Cluster, script: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / "submit_job.py", cluster.dashboard, script, *arguments],
-        env=clean_environment(), capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "SUCCEEDED" in done.stdout and KEY not in done.stdout
-    return done.stdout
+def submit(cluster: Cluster, environ: dict[str, str], script: Path, *arguments: str | Path) -> str:
+    return finished([sys.executable, EXAMPLES / "submit_job.py", cluster.dashboard, script, *arguments], environ)
+
+
+def finished(command: Sequence[str | Path], environ: dict[str, str]) -> str:
+    """What a command that submits a job, and waits for its end, says of it."""
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=280, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said[-6000:]
+    assert "succeeded" in said.lower() and KEY not in said
+    return said
 
 
 def test_a_ray_job(rllib_cluster: Cluster, tmp_path: Path) -> None:
@@ -96,42 +99,16 @@ def test_a_ray_job(rllib_cluster: Cluster, tmp_path: Path) -> None:
     (folder / "train.py").write_text(JOB)
     host = rllib_cluster.dashboard.removeprefix("http://").partition(":")[0]
     registration.write(registration.Registration(f"ray://{host}:10001", KEY), {"REMOTERL_HOME": str(tmp_path)})
-    registered = {**clean_environment(REMOTERL_HOME=str(tmp_path)), "REMOTERL_API_KEY": None}
-    example = [sys.executable, EXAMPLES / "submit_job.py", rllib_cluster.dashboard, folder / "train.py"]
-    by_ray = [Path(sys.executable).with_name("ray"), "job", "submit", "--address", rllib_cluster.dashboard,
-              "--working-dir", folder, "--", "python", "train.py"]  # fmt: skip
-    for number, (command, environ) in enumerate(
-        [(example, registered), (by_ray, {**registered, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": KEY})]
-    ):
-        saved = tmp_path / f"its rewards {number}.npy"
-        environ = {name: value for name, value in environ.items() if value is not None}
-        done = subprocess.run([*command, saved], env=environ, capture_output=True, text=True, timeout=280, check=False)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        assert "stepped on alpha, beta" in done.stdout and KEY not in done.stdout
-        assert "succeeded" in (done.stdout + done.stderr).lower()
-        assert (np.load(saved) == np.ones((32, 4))).mean() > 0.8
+    registered = clean_environment(REMOTERL_HOME=str(tmp_path))
+    del registered["REMOTERL_API_KEY"]
+    saved = tmp_path / "its rewards.npy"
+    assert "stepped on alpha, beta" in submit(rllib_cluster, registered, folder / "train.py", saved)
+    assert (np.load(saved) == np.ones((32, 4))).mean() > 0.8
     text = asking_ray("rllib_ppo.py").replace("range(1, 301)", "range(1, 3)")
     (folder / "rllib.py").write_text(text.replace("num_env_runners=4", "num_env_runners=2"))
-    output = submit(rllib_cluster, folder / "rllib.py")
+    command = [Path(sys.executable).with_name("ray"), "job", "submit", "--address", rllib_cluster.dashboard,
+               "--working-dir", folder, "--", "python", "rllib.py"]  # fmt: skip
+    environ = {**registered, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": KEY}
+    output = finished(command, environ)
     assert "after 2 iterations" in output and "PLACES ['alpha', 'beta']" in output
     assert_no_rllib_left(rllib_cluster)
-
-
-def test_a_private_cluster(tmp_path: Path) -> None:
-    """`address="local"`: one simulator, on this machine, for as long as the script is there."""
-    text = (
-        asking_ray("rllib_ppo.py")
-        .replace("range(1, 301)", "range(1, 3)")
-        .replace("num_env_runners=4", "num_env_runners=1")
-    )
-    text = text.replace(
-        'PLACES"', 'HOLDS", {node["NodeName"]: node["Resources"].get("env_runner") for node in ray.nodes()}, "PLACES"'
-    )
-    script = tmp_path / "trainer.py"
-    script.write_text(text)
-    done = run_python(script, timeout_s=280, REMOTERL_ADDRESS="local", TESTED_BY=str(tmp_path))
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    [(holds, places)] = re.findall(r"HOLDS (.*) PLACES (.*)", done.stdout)
-    assert set(ast.literal_eval(places)) == {name for name, units in ast.literal_eval(holds).items() if units}
-    assert len(ast.literal_eval(places)) == 1
-    wait_until(lambda: inheriting(str(tmp_path)) == [], what="the private cluster's processes")

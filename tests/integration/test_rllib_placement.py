@@ -44,13 +44,17 @@ def on_simulators(names: list[str], number: int) -> bool:
     return len(names) == number and set(names) <= {"alpha", "beta"} and len(set(names)) == min(number, 2)
 
 
-def test_build_algo_spreads_training_and_evaluation(rllib_session: str, node_names: Any) -> None:
-    config = small_ppo(num_env_runners=2).evaluation(evaluation_num_env_runners=2, evaluation_interval=1)
+@pytest.mark.parametrize("rllib_session", ["client"], indirect=True, scope="module")
+def test_training_and_evaluation_at_simulators_learners_at_the_hub(rllib_session: str, node_names: Any) -> None:
+    config = small_ppo(num_env_runners=2).evaluation(evaluation_num_env_runners=1, evaluation_interval=1)
+    config.learners(num_learners=1)
     before = config.to_dict()
     algo = config.build_algo()
     assert node_names(where(algo)) == ["alpha", "beta"]
-    assert node_names(where(algo, "eval_env_runner_group")) == ["alpha", "beta"]
-    assert free_units() == 4  # ours made room: their number is not RLlib's
+    assert on_simulators(node_names(where(algo, "eval_env_runner_group")), 1)
+    learners = algo.learner_group.foreach_learner(node_of())
+    assert node_names(learner.get() for learner in learners.result_or_errors) == ["hub"]
+    assert free_units() == 5  # ours made room: their number is not RLlib's
     result = algo.train()
     assert result["env_runners"]["num_env_steps_sampled_lifetime"] >= 128
     assert result["evaluation"]["env_runners"]["num_episodes"] > 0
@@ -61,20 +65,6 @@ def test_build_algo_spreads_training_and_evaluation(rllib_session: str, node_nam
     env = gym.make("CartPole-v1")  # the session is open, and takes env runners of its own again
     assert type(env).__name__ == "RemoteEnv"
     env.close()
-
-
-@in_cluster_only
-def test_every_way_to_build(rllib_session: str, node_names: Any) -> None:
-    """`build_algo()` is everywhere else, a class of a config in `test_own_custom_resources_and_units_stay`."""
-    as_dict = {"env": "CartPole-v1", "num_env_runners": 1, "num_envs_per_env_runner": 3, **SMALL}
-    algo = PPO(config=as_dict)
-    assert algo.config.num_envs_per_env_runner == 3
-    assert on_simulators(node_names(where(algo)), 1)
-    algo.train()
-    algo.stop()
-    algo = small_ppo().build()
-    assert on_simulators(node_names(where(algo)), 1)
-    algo.stop()
 
 
 def old_stack() -> Any:
@@ -111,24 +101,6 @@ def test_algorithms(rllib_session: str, node_names: Any, make: Any) -> None:
         result = algo.train()
     assert result["training_iteration"] == 2
     assert node_names(where(algo)) == before and on_simulators(before, config.num_env_runners)
-    algo.stop()
-
-
-@in_cluster_only
-def test_learners_stay_at_the_hub(rllib_session: str, node_names: Any) -> None:
-    algo = small_ppo().learners(num_learners=1).build_algo()
-    assert on_simulators(node_names(where(algo)), 1)
-    learners = algo.learner_group.foreach_learner(node_of())
-    assert node_names(learner.get() for learner in learners.result_or_errors) == ["hub"]
-    algo.train()
-    algo.stop()
-
-
-@in_cluster_only
-def test_own_custom_resources_and_units_stay(rllib_session: str) -> None:
-    config = small_ppo().env_runners(num_env_runners=1, custom_resources_per_env_runner={"env_runner": 2})
-    algo = PPO(config=config)
-    assert free_units() == 6
     algo.stop()
 
 
@@ -240,23 +212,29 @@ def test_the_old_stack_samples_in_the_trainers_process(rllib_session: str) -> No
 
 
 @in_cluster_only
-def test_rows_here_leave_room_for_evaluation(rllib_session: str, node_names: Any) -> None:
-    """One env runner of ours for RLlib's rows here is enough."""
-    config = small_ppo(num_env_runners=0).evaluation(evaluation_interval=1, evaluation_num_env_runners=2)
-    algo = config.build_algo()
-    assert on_simulators(node_names(where(algo, "eval_env_runner_group")), 2)
-    assert free_units() == 5
-    algo.stop()
-
-
-@in_cluster_only
-def test_connectors_run_beside_the_environment(rllib_session: str, node_names: Any) -> None:
-    config = small_ppo().env_runners(env_to_module_connector=lambda env, spaces, device: rllib_envs.SaysWhereItRan())
-    algo = config.build_algo()
+def test_a_dict_its_own_resources_and_its_connectors(rllib_session: str, node_names: Any) -> None:
+    """`build_algo()` is everywhere else. A connector runs beside the environment."""
+    as_dict = {
+        "env": "CartPole-v1", "num_env_runners": 1, "num_envs_per_env_runner": 3,
+        "custom_resources_per_env_runner": {"env_runner": 2},
+        "env_to_module_connector": lambda env, spaces, device: rllib_envs.SaysWhereItRan(), **SMALL,
+    }  # fmt: skip
+    algo = PPO(config=as_dict)
+    assert algo.config.num_envs_per_env_runner == 3 and free_units() == 6
     algo.train()
     [nodes] = algo.env_runner_group.foreach_env_runner(
         lambda env_runner: next(each.nodes for each in env_runner._env_to_module.connectors if hasattr(each, "nodes")),
         local_env_runner=False,
     )
     assert node_names(nodes) == node_names(where(algo)) and on_simulators(node_names(nodes), 1)
+    algo.stop()
+
+
+@in_cluster_only
+def test_rows_here_leave_room_for_evaluation(rllib_session: str, node_names: Any) -> None:
+    """One env runner of ours for RLlib's rows here is enough."""
+    config = small_ppo(num_env_runners=0).evaluation(evaluation_interval=1, evaluation_num_env_runners=1)
+    algo = config.build_algo()
+    assert on_simulators(node_names(where(algo, "eval_env_runner_group")), 1)
+    assert free_units() == 6
     algo.stop()

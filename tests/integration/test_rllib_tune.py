@@ -63,7 +63,7 @@ def test_a_grid(rllib_session: str, node_names: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("rllib_session", "how"),
-    [("client", "run by name"), ("driver", "with_resources"), ("driver", "run a config")],
+    [("client", "run a config by name"), ("driver", "with_resources")],
     indirect=["rllib_session"],
     scope="module",
 )
@@ -73,11 +73,9 @@ def test_ways_to_run(rllib_session: str, node_names: Any, tmp_path: Path, how: s
         trainable = tune.with_resources(PPO, tune.PlacementGroupFactory([{"CPU": 1}, {"CPU": 1}]))
         [result] = tune.Tuner(trainable, param_space=space(), run_config=run_config(tmp_path)).fit()
         metrics = result.metrics
-    elif how == "run by name":
-        metrics = tune.run("PPO", config=space(), **options).trials[0].last_result
     else:
         config = PPOConfig().update_from_dict(space())
-        metrics = tune.run(PPO, config=config, **options).trials[0].last_result
+        metrics = tune.run("PPO", config=config, **options).trials[0].last_result
     assert check_places(metrics, node_names) in (["alpha"], ["beta"])
     assert_free_and_open()
 

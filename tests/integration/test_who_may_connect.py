@@ -58,8 +58,8 @@ def test_a_wrong_a_missing_and_an_empty_key(
     assert not remoterl.is_initialized()
 
 
-def test_a_hub_that_checks_no_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever gives it a key is told that it is worth nothing; all else works."""
+def test_a_hub_without_simulators_that_checks_no_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever gives it a key is told that it is worth nothing; with a simulator, all else works."""
     gcs_port, client_port = free_ports(2)
     folder = tempfile.mkdtemp(prefix="rrl-", dir="/tmp")
     options = [
@@ -73,17 +73,18 @@ def test_a_hub_that_checks_no_key(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     simulator = None
     try:
         hub.wait_for("Ray runtime started")
+        assert remoterl.init(KEY, address=f"127.0.0.1:{gcs_port}", timeout_s=2) is False
+        assert "checks none" in caplog.text and KEY not in caplog.text
+        assert "no simulator" in caplog.text and "remoterl simulate" in caplog.text
         simulator = start_simulator("--address", f"127.0.0.1:{gcs_port}")
         simulator.wait_for("is up")
         assert "checks none" in simulator.output
-        for address in (f"ray://127.0.0.1:{client_port}", f"127.0.0.1:{gcs_port}"):
-            caplog.clear()
-            assert remoterl.init(KEY, address=address, num_env_runners=1, channel="actor")
-            assert "checks none" in caplog.text and KEY not in caplog.text
-            vec = gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="sync")
-            vec.reset()
-            vec.step(np.zeros(2, int))
-            remoterl.shutdown()
+        caplog.clear()
+        assert remoterl.init(KEY, address=f"ray://127.0.0.1:{client_port}", num_env_runners=1, channel="actor")
+        assert "checks none" in caplog.text and KEY not in caplog.text
+        vec = gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="sync")
+        vec.reset()
+        vec.step(np.zeros(2, int))
     finally:
         remoterl.shutdown()
         if simulator is not None:
