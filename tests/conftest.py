@@ -96,6 +96,9 @@ WAYS = [Way("client", "stream"), Way("driver", "actor")]
 if os.environ.get("REMOTERL_TESTS_WAYS") == "other":
     WAYS, OTHER_WAYS = OTHER_WAYS, WAYS
 
+# For what neither connection nor channel decides.
+in_cluster = pytest.mark.parametrize("trainer", [Way("driver", "stream")], ids=str, indirect=True, scope="module")
+
 
 @pytest.fixture(scope="module", params=WAYS, ids=str)
 def trainer(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Way]:

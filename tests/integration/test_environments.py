@@ -9,11 +9,14 @@ import envs
 import gymnasium as gym
 import numpy as np
 import pytest
+from conftest import in_cluster
 from processes import Way
 
 from remoterl._process import current_session
 from remoterl.errors import UnknownEnvironmentError
 from remoterl.vector.single import RemoteEnv
+
+pytestmark = in_cluster
 
 
 def test_rows_sit_on_both_simulators(trainer: Way, cluster) -> None:

@@ -6,9 +6,12 @@ import envs
 import gymnasium as gym
 import numpy as np
 import pytest
+from conftest import in_cluster
 from processes import Way
 
 from remoterl.errors import RemoteEnvError
+
+pytestmark = in_cluster  # by each of both ways: test_bad_environments
 
 
 def make(where: str, error: str, row: int = 2) -> gym.vector.SyncVectorEnv:

@@ -9,7 +9,10 @@ from typing import Any
 import comparing
 import idioms
 import pytest
+from conftest import in_cluster
 from processes import Way
+
+pytestmark = in_cluster
 
 
 @pytest.mark.parametrize("name", [name for name, _ in inspect.getmembers(idioms, inspect.isfunction)])

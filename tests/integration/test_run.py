@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from commands import Call, run_in_turn
 from conftest import assert_free
 from processes import ROOT, clean_environment, free_ports
@@ -22,33 +21,34 @@ def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complet
     )  # fmt: skip
 
 
-def told(done: subprocess.CompletedProcess[str]) -> dict:
-    return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
+def told(stdout: str) -> list[dict]:
+    return [json.loads(line) for line in stdout.splitlines() if line.startswith("{")]
 
 
-def test_a_cleanrl_style_script_is_the_same_with_and_without(cluster, tmp_path: Path) -> None:
-    local = told(python(str(SCRIPT), "CartPole-v1", str(tmp_path / "local"), cwd=tmp_path))
-    done = python(
-        "-m", "remoterl", "run", "--address", cluster.client_address, str(SCRIPT), "CartPole-v1", str(tmp_path / "far"),
-        cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    remote = told(done)
-    assert (local["kind"], remote["kind"]) == ("SyncVectorEnv", "RemoteSyncVectorEnv")
-    assert remote["returns"] == local["returns"] and len(local["returns"]) > 3
-    assert remote["weights"] == local["weights"]
+RUN_IN_TURN = """
+import json, runpy, sys
+for sys.argv in json.loads(sys.argv[1]):
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_scripts_in_cleanrls_manner_are_the_same_with_and_without(cluster, tmp_path: Path) -> None:
+    ppo, dqn, sac = (str(SCRIPT.with_name(f"{name}_style.py")) for name in ("cleanrl", "dqn", "sac"))
+    lines = [[ppo, "CartPole-v1", str(tmp_path / "local")], [dqn, "CartPole-v1"], [sac, "Pendulum-v1"]]
+    local = told(python("-c", RUN_IN_TURN, json.dumps(lines), cwd=tmp_path).stdout)
+    lines[0][-1] = str(tmp_path / "far")
+    addresses = (cluster.client_address, cluster.gcs_address, cluster.gcs_address)
+    calls = [Call(["run", "--address", address, *line]) for address, line in zip(addresses, lines, strict=True)]
+    remote = []
+    for done in run_in_turn(*calls, cwd=tmp_path):
+        assert done.returncode == 0, done.stderr
+        remote += told(done.stdout)
+    for one in (*local, *remote):
+        one.pop("pid", None)
+    assert [one["kind"] for one in local] == ["SyncVectorEnv"] * 3
+    assert remote == [{**one, "kind": "RemoteSyncVectorEnv"} for one in local]
+    assert all(len(one["returns"]) > 3 for one in local)
     assert [path.stat().st_size > 1000 for path in (tmp_path / "far").glob("*.mp4")] == [True]
-    assert_free(cluster)
-
-
-@pytest.mark.parametrize(("name", "env_id"), [("dqn_style", "CartPole-v1"), ("sac_style", "Pendulum-v1")])
-def test_off_policy_scripts_are_the_same_with_and_without(cluster, name: str, env_id: str, tmp_path: Path) -> None:
-    script = str(SCRIPT.with_name(f"{name}.py"))
-    local = told(python(script, env_id, cwd=tmp_path))
-    done = python("-m", "remoterl", "run", "--address", cluster.gcs_address, script, env_id, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert told(done) == {**local, "kind": "RemoteSyncVectorEnv"}
-    assert len(local["returns"]) > 3
     assert_free(cluster)
 
 
@@ -57,7 +57,7 @@ def test_a_module_its_arguments_and_its_exit_code(cluster, tmp_path: Path) -> No
     path = {"PYTHONPATH": str(SCRIPT.parent)}
     done = python("-m", "remoterl", *options, "CartPole-v1", str(tmp_path), "--fail", cwd=tmp_path, **path)
     assert done.returncode == 3, done.stderr
-    assert told(done)["kind"] == "RemoteSyncVectorEnv"
+    assert told(done.stdout)[-1]["kind"] == "RemoteSyncVectorEnv"
     assert_free(cluster)
 
 
