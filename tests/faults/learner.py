@@ -16,7 +16,7 @@ import ray
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from trainer import say
+from trainer import PAUSE_S, say
 
 import remoterl
 from remoterl.errors import HubLostError, RemoteRLError
@@ -33,6 +33,7 @@ class Beat(BaseCallback):
         if self.last - self.said > 1.0:
             self.said = self.last
             say("step", step=self.num_timesteps)
+        time.sleep(PAUSE_S)
         return True
 
 
