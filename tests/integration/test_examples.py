@@ -14,7 +14,17 @@ from pathlib import Path
 
 import pytest
 from conftest import assert_free, env_runner_processes
-from processes import KEY, ROOT, SIMULATOR_PYTHON, Cluster, Process, clean_environment, run_python, wait_until
+from processes import (
+    KEY,
+    ROOT,
+    SIMULATOR_PYTHON,
+    Cluster,
+    Process,
+    clean_environment,
+    run_in_one_process,
+    run_python,
+    wait_until,
+)
 
 import remoterl
 
@@ -61,11 +71,24 @@ def scores(folder: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.long
-def test_sac_on_halfcheetah(cluster: Cluster, tmp_path: Path) -> None:
-    script = shorter("sb3_halfcheetah.py", tmp_path, "args.timesteps // 2", "args.timesteps - 100")  # an episode's end
-    output = run(cluster, script, "--timesteps", "2000", "--num-envs", "2", "--output", str(tmp_path))
-    assert re.search(rf"Mean return {NUMBER} \+- {NUMBER} after 2000 steps", output)
+def test_sac_on_halfcheetah_dqn_on_lunarlander_and_a_video(cluster: Cluster, tmp_path: Path) -> None:
+    sac = shorter("sb3_halfcheetah.py", tmp_path, "args.timesteps // 2", "args.timesteps - 100")  # an episode's end
+    dqn, video = (str(EXAMPLES / name) for name in ("sb3_lunarlander.py", "evaluation_video.py"))
+    videos = tmp_path / "videos"
+    done = run_in_one_process(
+        [str(sac), "--timesteps", "2000", "--num-envs", "2", "--output", str(tmp_path)],
+        [dqn, "--timesteps", "200", "--episodes", "2"],
+        [video, "--timesteps", "512", "--episodes", "2", "--videos", str(videos)],
+        REMOTERL_ADDRESS=cluster.gcs_address,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    assert_free(cluster)
+    assert re.search(rf"Mean return {NUMBER} \+- {NUMBER} after 2000 steps", done.stdout)
     assert scores(tmp_path) != []
+    [(final, _)] = re.findall(rf"Mean return {NUMBER} \+- {NUMBER} after 200 steps", done.stdout)
+    assert -2000 < float(final) < 300
+    assert re.search(rf"Mean return {NUMBER}; 2 videos in {videos}", done.stdout)
+    assert [path.read_bytes()[4:8] for path in videos.glob("*.mp4")] == [b"ftyp"] * 2
 
 
 @pytest.mark.long
@@ -95,18 +118,6 @@ def test_pong_says_that_simulators_need_stable_baselines3(cluster: Cluster) -> N
     done = run_python(EXAMPLES / "sb3_pong.py", REMOTERL_ADDRESS=cluster.gcs_address)
     assert done.returncode == 1 and "stable_baselines3" in done.stderr.splitlines()[-1], done.stderr
     assert_free(cluster)
-
-
-def test_dqn_on_lunarlander(cluster: Cluster) -> None:
-    output = run(cluster, "sb3_lunarlander.py", "--timesteps", "200", "--episodes", "2")
-    [(final, _)] = re.findall(rf"Mean return {NUMBER} \+- {NUMBER} after 200 steps", output)
-    assert -2000 < float(final) < 300
-
-
-def test_evaluation_is_recorded_on_the_trainer(cluster: Cluster, tmp_path: Path) -> None:
-    output = run(cluster, "evaluation_video.py", "--timesteps", "512", "--episodes", "2", "--videos", str(tmp_path))
-    assert re.search(rf"Mean return {NUMBER}; 2 videos in {tmp_path}", output)
-    assert all(b"ftyp" in video.read_bytes()[:16] for video in tmp_path.glob("*.mp4"))
 
 
 # ---- one file, and a notebook --------------------------------------------------------------------------------

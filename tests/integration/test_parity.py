@@ -26,7 +26,6 @@ def _steps(way: Way, env_id: str = "CartPole-v1") -> int:
 
 # CartPole by every way, the other environments by each connection and each channel.
 BY_ALL = [*WAYS, *OTHER_WAYS]
-every_way = pytest.mark.parametrize("trainer", BY_ALL, ids=str, indirect=True, scope="module")
 every_env = pytest.mark.parametrize(
     ("trainer", "env_id"),
     [(way, env_id) for way in BY_ALL for env_id in (ENVS if way in WAYS else ENVS[:1])],
@@ -54,7 +53,6 @@ def test_make_vec(env_id: str, mode: str | None, trainer: Way, locally: Callable
     assert trainer.channel == "actor" or ends >= 5
 
 
-@every_way
 @pytest.mark.parametrize("autoreset", ["NextStep", "SameStep", "Disabled"])
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_autoreset_modes(mode: str, autoreset: str, trainer: Way, locally: Callable[..., Any]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from commands import Call, run_in_turn
 from conftest import assert_free
-from processes import ROOT, clean_environment, free_ports
+from processes import ROOT, clean_environment, free_ports, run_in_one_process
 
 SCRIPT = ROOT / "tests" / "scripts" / "cleanrl_style.py"
 
@@ -25,17 +25,10 @@ def told(stdout: str) -> list[dict]:
     return [json.loads(line) for line in stdout.splitlines() if line.startswith("{")]
 
 
-RUN_IN_TURN = """
-import json, runpy, sys
-for sys.argv in json.loads(sys.argv[1]):
-    runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
 def test_scripts_in_cleanrls_manner_are_the_same_with_and_without(cluster, tmp_path: Path) -> None:
     ppo, dqn, sac = (str(SCRIPT.with_name(f"{name}_style.py")) for name in ("cleanrl", "dqn", "sac"))
     lines = [[ppo, "CartPole-v1", str(tmp_path / "local")], [dqn, "CartPole-v1"], [sac, "Pendulum-v1"]]
-    local = told(python("-c", RUN_IN_TURN, json.dumps(lines), cwd=tmp_path).stdout)
+    local = told(run_in_one_process(*lines).stdout)
     lines[0][-1] = str(tmp_path / "far")
     addresses = (cluster.client_address, cluster.gcs_address, cluster.gcs_address)
     calls = [Call(["run", "--address", address, *line]) for address, line in zip(addresses, lines, strict=True)]
