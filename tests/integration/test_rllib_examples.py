@@ -51,32 +51,34 @@ def asking_ray(example: str) -> str:
 
 @pytest.mark.long
 def test_ppo_learns_cartpole(rllib_cluster: Cluster, tmp_path: Path) -> None:
-    """With half of its env runners, and at its end Ray is asked where they sit."""
+    """With half of its env runners and a third of its target; at its end Ray is asked where they sit."""
     script = tmp_path / "trainer.py"
-    script.write_text(asking_ray("rllib_ppo.py").replace("num_env_runners=4", "num_env_runners=2"))
+    text = asking_ray("rllib_ppo.py").replace("num_env_runners=4", "num_env_runners=2")
+    script.write_text(text.replace("mean_return >= 450", "mean_return >= 150"))
     output = run(rllib_cluster, "client", script)
     [final] = re.findall(r"Mean return ([\d.]+) after", output)
-    assert float(final) >= 450
+    assert float(final) >= 150
     assert "PLACES ['alpha', 'beta']" in output
 
 
 @pytest.mark.long
 def test_a_tune_grid(rllib_cluster: Cluster, tmp_path: Path) -> None:
-    """Half of its trials."""
+    """Half of its trials, with half of their env runners."""
     script = tmp_path / "trainer.py"
-    script.write_text((EXAMPLES / "rllib_tune.py").read_text().replace("tune.grid_search([0.98, 0.99])", "0.98"))
-    output = run(rllib_cluster, "driver", script, "1")
+    text = (EXAMPLES / "rllib_tune.py").read_text().replace("tune.grid_search([0.98, 0.99])", "0.98")
+    script.write_text(text.replace("num_env_runners=2", "num_env_runners=1"))
+    output = run(rllib_cluster, "client", script, "1")
     assert len(re.findall(r"\{'lr': .*\}: mean return [\d.]+", output)) == 2 and "Best: lr" in output
 
 
 @pytest.mark.long
 def test_multi_agent(rllib_cluster: Cluster, tmp_path: Path) -> None:
     script = tmp_path / "trainer.py"
-    script.write_text(asking_ray("rllib_multi_agent.py").replace("range(1, 11)", "range(1, 4)"))
+    script.write_text(asking_ray("rllib_multi_agent.py").replace("range(1, 11)", "range(1, 3)"))
     output = run(rllib_cluster, "client", script)
     assert "PLACES ['alpha', 'beta']" in output
-    assert "iteration  3" in output and "'left'" in output and "'right'" in output
-    assert re.search(r"Mean return [\d.]+ of both after 3 iterations", output)
+    assert "iteration  2" in output and "'left'" in output and "'right'" in output
+    assert re.search(r"Mean return [\d.]+ of both after 2 iterations", output)
 
 
 def submit(cluster: Cluster, environ: dict[str, str], script: Path, *arguments: str | Path) -> str:
@@ -105,10 +107,10 @@ def test_a_ray_job(rllib_cluster: Cluster, tmp_path: Path) -> None:
     assert "stepped on alpha, beta" in submit(rllib_cluster, registered, folder / "train.py", saved)
     assert (np.load(saved) == np.ones((32, 4))).mean() > 0.8
     text = asking_ray("rllib_ppo.py").replace("range(1, 301)", "range(1, 3)")
-    (folder / "rllib.py").write_text(text.replace("num_env_runners=4", "num_env_runners=2"))
+    (folder / "rllib.py").write_text(text.replace("num_env_runners=4", "num_env_runners=1"))
     command = [Path(sys.executable).with_name("ray"), "job", "submit", "--address", rllib_cluster.dashboard,
                "--working-dir", folder, "--", "python", "rllib.py"]  # fmt: skip
     environ = {**registered, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": KEY}
     output = finished(command, environ)
-    assert "after 2 iterations" in output and "PLACES ['alpha', 'beta']" in output
+    assert "after 2 iterations" in output and re.search(r"PLACES \['(alpha|beta)'\]", output)
     assert_no_rllib_left(rllib_cluster)

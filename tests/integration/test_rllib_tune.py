@@ -43,24 +43,6 @@ def check_places(metrics: Any, node_names: Any) -> list[str]:
     return node_names(places["env_runners"])
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("rllib_session", ["client"], indirect=True, scope="module")
-def test_a_grid(rllib_session: str, node_names: Any, tmp_path: Path) -> None:
-    """In-cluster: `test_rllib_examples.py`."""
-    config = PPOConfig().environment("OnlyHere-v0").callbacks(rllib_envs.SaysWhere)
-    config.training(**SMALL).env_runners(num_env_runners=tune.grid_search([1, 2]), rollout_fragment_length="auto")
-    before = config.to_dict()
-    results = tune.Tuner("PPO", param_space=config, run_config=run_config(tmp_path)).fit()
-    assert results.num_errors == 0 and len(results) == 2
-    assert config.to_dict() == before
-    places = {result.config["num_env_runners"]: check_places(result.metrics, node_names) for result in results}
-    assert {number: len(sat) for number, sat in places.items()} == {1: 1, 2: 2}
-    assert {name for sat in places.values() for name in sat} == {
-        "alpha",
-        "beta",
-    }
-
-
 @pytest.mark.parametrize(
     ("rllib_session", "how"),
     [("client", "run a config by name"), ("driver", "with_resources")],
