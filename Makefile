@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_OPTIONS = --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-environments bench check format docs clean
+.PHONY: help demo test bench check format docs clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -11,12 +11,10 @@ help: ## Show what can be made
 demo: .venv/demo-ready ## Train PPO on CartPole over two simulators on this machine, with a learning curve
 	.venv/bin/remoterl demo
 
-test: test-environments check ## Run every check and every test
-	.venv/bin/python tests/side_by_side.py
-
-# Both at the same time: each takes minutes.
-test-environments:
+test: ## Run every check and every test (both virtual environments are made at the same time: each takes minutes)
 	@$(MAKE) --no-print-directory -j2 .venv/test-ready .venv-simulator/ready
+	@$(MAKE) --no-print-directory check
+	.venv/bin/python tests/side_by_side.py
 
 bench: .venv/test-ready ## Measure remoterl beside the alternatives (an hour; `python -m benchmarks --quick` is shorter)
 	.venv/bin/python -m benchmarks

@@ -8,7 +8,7 @@ from typing import Any
 import comparing
 import numpy as np
 import pytest
-from conftest import OTHER_WAYS, WAYS
+from conftest import OTHER_WAYS
 from processes import Way
 
 ENVS = ["CartPole-v1", "MountainCarContinuous-v0", "Acrobot-v1", "Pendulum-v1"]
@@ -24,33 +24,24 @@ def _steps(way: Way, env_id: str = "CartPole-v1") -> int:
     return {"CartPole-v1": 400, "Pendulum-v1": 610}.get(env_id, 1000)
 
 
-# CartPole by every way, the other environments by each connection and each channel.
-BY_ALL = [*WAYS, *OTHER_WAYS]
-every_env = pytest.mark.parametrize(
-    ("trainer", "env_id"),
-    [(way, env_id) for way in BY_ALL for env_id in (ENVS if way in WAYS else ENVS[:1])],
-    ids=str,
-    indirect=["trainer"],
-    scope="module",
-)
+# By each connection and each channel; CartPole by the other pairs of them too.
+every_env = pytest.mark.parametrize("env_id", ENVS)
+MODES = [
+    "sync",
+    "async",
+    None,
+]  # without one an id gets its own vector env, as CartPole has one, else what "sync" gives
 
 
 @every_env
 def test_make(env_id: str, trainer: Way, locally: Callable[..., Any]) -> None:
-    arguments = (env_id, _steps(trainer, env_id), 7)
-    comparing.assert_same(locally(comparing.single, *arguments), comparing.single(*arguments))
+    check_make(env_id, trainer, locally)
 
 
-# Without a mode an id gets its own vector env, as CartPole has one, else what "sync" gives it.
 @every_env
-@pytest.mark.parametrize("mode", ["sync", "async", None])
+@pytest.mark.parametrize("mode", MODES)
 def test_make_vec(env_id: str, mode: str | None, trainer: Way, locally: Callable[..., Any]) -> None:
-    arguments = (env_id, _steps(trainer, env_id), 11)
-    local = locally(comparing.gymnasium_vector, *arguments, vectorization_mode=mode)
-    remote = comparing.gymnasium_vector(*arguments, vectorization_mode=mode)
-    comparing.assert_same(local, remote)
-    ends = sum(step[2].sum() + step[3].sum() for step in remote if len(step) == 5)
-    assert trainer.channel == "actor" or ends >= 5
+    check_make_vec(env_id, mode, trainer, locally)
 
 
 @pytest.mark.parametrize("autoreset", ["NextStep", "SameStep", "Disabled"])
@@ -72,6 +63,33 @@ def test_autoreset_modes(mode: str, autoreset: str, trainer: Way, locally: Calla
 @every_env
 @pytest.mark.parametrize("subproc", [False, True], ids=["dummy", "subproc"])
 def test_sb3(env_id: str, subproc: bool, trainer: Way, locally: Callable[..., Any]) -> None:
+    check_sb3(env_id, subproc, trainer, locally)
+
+
+@pytest.mark.parametrize("trainer", OTHER_WAYS, ids=str, indirect=True, scope="module")
+def test_cartpole_by_the_other_ways(trainer: Way, locally: Callable[..., Any]) -> None:
+    check_make("CartPole-v1", trainer, locally)
+    for mode in MODES:
+        check_make_vec("CartPole-v1", mode, trainer, locally)
+    for subproc in (False, True):
+        check_sb3("CartPole-v1", subproc, trainer, locally)
+
+
+def check_make(env_id: str, trainer: Way, locally: Callable[..., Any]) -> None:
+    arguments = (env_id, _steps(trainer, env_id), 7)
+    comparing.assert_same(locally(comparing.single, *arguments), comparing.single(*arguments))
+
+
+def check_make_vec(env_id: str, mode: str | None, trainer: Way, locally: Callable[..., Any]) -> None:
+    arguments = (env_id, _steps(trainer, env_id), 11)
+    local = locally(comparing.gymnasium_vector, *arguments, vectorization_mode=mode)
+    remote = comparing.gymnasium_vector(*arguments, vectorization_mode=mode)
+    comparing.assert_same(local, remote)
+    ends = sum(step[2].sum() + step[3].sum() for step in remote if len(step) == 5)
+    assert trainer.channel == "actor" or ends >= 5
+
+
+def check_sb3(env_id: str, subproc: bool, trainer: Way, locally: Callable[..., Any]) -> None:
     arguments = (env_id, _steps(trainer, env_id), 5, subproc)
     local, remote = locally(comparing.sb3_vector, *arguments), comparing.sb3_vector(*arguments)
     comparing.assert_same(local, remote)

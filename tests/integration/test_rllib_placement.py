@@ -214,10 +214,10 @@ def test_the_old_stack_samples_in_the_trainers_process(rllib_session: str) -> No
 @in_cluster_only
 def test_a_dict_its_own_resources_and_its_connectors(rllib_session: str, node_names: Any) -> None:
     """`build_algo()` is everywhere else. A connector runs beside the environment."""
+    config = PPOConfig().env_runners(env_to_module_connector=lambda *_: rllib_envs.SaysWhereItRan())
     as_dict = {
-        "env": "CartPole-v1", "num_env_runners": 1, "num_envs_per_env_runner": 3,
-        "custom_resources_per_env_runner": {"env_runner": 2},
-        "env_to_module_connector": lambda env, spaces, device: rllib_envs.SaysWhereItRan(), **SMALL,
+        **config.to_dict(), "env": "CartPole-v1", "num_env_runners": 1, "num_envs_per_env_runner": 3,
+        "custom_resources_per_env_runner": {"env_runner": 2}, **SMALL,
     }  # fmt: skip
     algo = PPO(config=as_dict)
     assert algo.config.num_envs_per_env_runner == 3 and free_units() == 6

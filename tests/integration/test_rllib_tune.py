@@ -77,8 +77,8 @@ def test_trials_that_do_not_fit_at_a_time(
 ) -> None:
     config = space(num_env_runners=2, custom_resources_per_env_runner={"env_runner": 3})
     with caplog.at_level("INFO", "remoterl"):
-        trials = tune.run(
-            "PPO", config=config, num_samples=2, max_concurrent_trials=2,
+        trials = tune.run(  # by its class: Tune registered what `with_resources` made under the name
+            PPO, config=config, num_samples=2, max_concurrent_trials=2,
             stop={"training_iteration": 1}, storage_path=str(tmp_path), verbose=0,
         ).trials  # fmt: skip
     assert "max_concurrent_trials=2 with 6 env runners each is 12, and the simulators have 8 in all" in caplog.text
