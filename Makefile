@@ -11,9 +11,7 @@ help: ## Show what can be made
 demo: .venv/demo-ready ## Train PPO on CartPole over two simulators on this machine, with a learning curve
 	.venv/bin/remoterl demo
 
-test: ## Run every check and every test (both virtual environments are made at the same time: each takes minutes)
-	@$(MAKE) --no-print-directory -j2 .venv/test-ready .venv-simulator/ready
-	@$(MAKE) --no-print-directory check
+test: .venv/test-ready .venv-simulator/ready check ## Run every check and every test
 	.venv/bin/python tests/side_by_side.py
 
 bench: .venv/test-ready ## Measure remoterl beside the alternatives (an hour; `python -m benchmarks --quick` is shorter)
