@@ -54,11 +54,11 @@ def examples_cluster():
 def test_the_trainer_of_the_readme_learns_cartpole(examples_cluster, tmp_path: Path) -> None:
     """Word for word, but for fewer steps and smaller rollouts, so that it learns within them."""
     script = (EXAMPLES / "sb3_cartpole.py").read_text()
-    short = script.replace("100_000", "40_000").replace(
+    short = script.replace("100_000", "24_000").replace(
         "verbose=1", "verbose=1, seed=1, n_steps=64, batch_size=512, n_epochs=20, gae_lambda=0.8, gamma=0.98, "
         "learning_rate=1e-3"
     )  # fmt: skip
-    assert short.count("40_000") == 1 and "n_steps=64" in short
+    assert short.count("24_000") == 1 and "n_steps=64" in short
     short = short.replace("remoterl.shutdown()", "print('PLACES', env._core.places())\nremoterl.shutdown()")
     path = tmp_path / "trainer.py"
     path.write_text(short)
@@ -66,7 +66,7 @@ def test_the_trainer_of_the_readme_learns_cartpole(examples_cluster, tmp_path: P
     assert done.returncode == 0, done.stderr
     assert len(eval(done.stdout.split("PLACES")[1].strip())) == 2  # rows on both simulators
     returns = [float(value) for value in re.findall(r"ep_rew_mean\s*\|\s*([\d.e+]+)", done.stdout)]
-    assert returns[0] < 60 and max(returns) > 100, returns
+    assert returns[0] < 30 and max(returns) > 90, returns
     wait_until(lambda: not [p for s in examples_cluster["processes"] for p in s.tree() if _is_env_runner(p)])
 
 
