@@ -57,7 +57,7 @@ def stage(name: str) -> Iterator[None]:
 
 def clean_environment(**more: str) -> dict[str, str]:
     """This process's environment without what would point at a cluster, with the tests' key and a quiet Ray."""
-    hidden = ("REMOTERL_ADDRESS", "RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "PYTHONDONTWRITEBYTECODE")
+    hidden = ("REMOTERL_ADDRESS", "RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     own = {"REMOTERL_API_KEY": KEY, "REMOTERL_HOME": NOTHING_REGISTERED}
     return {**environment, **QUIET_RAY, **ONE_THREAD, **own, **more}

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 from bad_envs import BadEnv
-from conftest import WAYS
+from conftest import WAYS, in_cluster
 from ledger import LedgerEnv
 from processes import PATIENCE_S, Cluster, Way, wait_until
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
@@ -338,7 +338,7 @@ def test_what_it_started_ends_with_it(trainer: Way, bystander: Bystander) -> Non
 
 
 # A session of its own, by the connection that takes less.
-@pytest.mark.parametrize("trainer", [Way("driver", "stream")], ids=str, indirect=True, scope="module")
+@in_cluster
 def test_an_endless_loop(cluster: Cluster, trainer: Way) -> None:
     remoterl.shutdown()
     trainer.open(cluster, step_timeout_s=1.0)

@@ -44,15 +44,14 @@ def test_a_hub_a_simulator_and_a_trainer(tmp_path: Path, rllib_cluster: Cluster)
     stop = Call(["hub", "stop"], settings)
     address = f"ray://127.0.0.1:{client_port}"
     no_key = {**settings, "REMOTERL_API_KEY": ""}
-    joined: int | None = -1
-    started, refused, wrong, right, shown = run_in_turn(
-        Call(start, settings),
-        Call(start, settings),
-        Call(["register", address], no_key, typed="not-the-key\n"),
-        Call(["register", address], no_key, typed=f"{KEY}\n"),
-        Call(["register", "--show"], settings),
-    )
     try:
+        started, refused, wrong, right, shown = run_in_turn(
+            Call(start, settings),
+            Call(start, settings),
+            Call(["register", address], no_key, typed="not-the-key\n"),
+            Call(["register", address], no_key, typed=f"{KEY}\n"),
+            Call(["register", "--show"], settings),
+        )
         assert started.returncode == 0, started.stderr
         lines = {line.split(":")[0]: line for line in started.stdout.splitlines()}
         assert f":{port} remoterl simulate" in lines["On a simulator"]

@@ -104,12 +104,11 @@ def test_a_scripts_own_handler_of_sigterm_stays(cluster, tmp_path: Path) -> None
     assert_free(cluster)
 
 
-@pytest.mark.parametrize("kind", ["client"])
-def test_ray_shutdown_ends_the_session(cluster, kind: str) -> None:
+def test_ray_shutdown_ends_the_session(cluster) -> None:
     import ray
 
     before = patched_places()
-    assert remoterl.init(KEY, address=cluster.address(kind))
+    assert remoterl.init(KEY, address=cluster.client_address)
     ray.init()  # a script's own bare call must not fail
     ray.shutdown()
     assert not remoterl.is_initialized() and not ray.is_initialized()
@@ -197,23 +196,24 @@ def test_env_runners_without_rows_go_where_an_id_is_offered(cluster, caplog: pyt
         (gym.make_vec, "OnlyGamma"),
     ]
     with cluster.joined("gamma", "--register", "only_gamma", *few), caplog.at_level(logging.INFO, "remoterl"):
-        assert remoterl.init(KEY, address=cluster.gcs_address, num_env_runners=3)
-        rows = [gym.make("CartPole-v1") for _ in range(3)]  # one on each env runner
-        for env in rows:
-            env.reset(seed=1)
-        for make, env_id in makes:
-            with pytest.raises(UnknownEnvironmentError, match="on alpha, beta, .* is offered by gamma, .* labels"):
-                make(env_id)
-        rows.pop().close()
-        before = [_places(env) for env in rows]
-        env = make_vec_env("OnlyGamma-v0")
-        env.reset()
-        assert _places(env) == ["gamma"] and [_places(env) for env in rows] == before
-        rows[0].step(0)
-        wait_until(lambda: len(env_runner_processes(cluster)) == 3)
-        remoterl.shutdown()
-        assert_free(cluster)
-    assert "Env runners that had no rows went to gamma, where OnlyGamma is: 1." in caplog.text
+        for moves in (make_vec_env, gym.make):
+            assert remoterl.init(KEY, address=cluster.gcs_address, num_env_runners=3)
+            rows = [gym.make("CartPole-v1") for _ in range(3)]  # one on each env runner
+            for env in rows:
+                env.reset(seed=1)
+            for make, env_id in makes:
+                with pytest.raises(UnknownEnvironmentError, match="on alpha, beta, .* is offered by gamma, .* labels"):
+                    make(env_id)
+            rows.pop().close()
+            before = [_places(env) for env in rows]
+            env = moves("OnlyGamma-v0")
+            env.reset()
+            assert _places(env) == ["gamma"] and [_places(env) for env in rows] == before
+            rows[0].step(0)
+            wait_until(lambda: len(env_runner_processes(cluster)) == 3)
+            remoterl.shutdown()
+            assert_free(cluster)
+    assert "Env runners that had no rows went to gamma, where OnlyGamma-v0 is: 1." in caplog.text
 
 
 def test_env_runners_that_do_not_come_up(cluster, caplog: pytest.LogCaptureFixture) -> None:
@@ -372,6 +372,7 @@ def test_status(cluster) -> None:
     vec.step([0] * 10)
     wait_until(lambda: [trainer["steps"] for trainer in remoterl.describe()["trainers"]] == [10])
     report, table = run_in_turn(Call([*words, "--json"]), Call(words))
+    assert report.returncode == table.returncode == 0, report.stderr + table.stderr
     told = json.loads(report.stdout)
     assert [simulator["name"] for simulator in told["simulators"]] == ["alpha", "beta"]
     assert [len(simulator["env_runners"]) for simulator in told["simulators"]] == [2, 2]

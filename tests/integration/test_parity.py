@@ -26,11 +26,8 @@ def _steps(way: Way, env_id: str = "CartPole-v1") -> int:
 
 # By each connection and each channel; CartPole by the other pairs of them too.
 every_env = pytest.mark.parametrize("env_id", ENVS)
-MODES = [
-    "sync",
-    "async",
-    None,
-]  # without one an id gets its own vector env, as CartPole has one, else what "sync" gives
+# Without a mode an id gets its own vector env, as CartPole has one, else what "sync" gives it.
+MODES = ["sync", "async", None]
 
 
 @every_env
@@ -86,7 +83,7 @@ def check_make_vec(env_id: str, mode: str | None, trainer: Way, locally: Callabl
     remote = comparing.gymnasium_vector(*arguments, vectorization_mode=mode)
     comparing.assert_same(local, remote)
     ends = sum(step[2].sum() + step[3].sum() for step in remote if len(step) == 5)
-    assert trainer.channel == "actor" or ends >= 5
+    assert ends >= 5 or (trainer.channel == "actor" and env_id != "CartPole-v1")
 
 
 def check_sb3(env_id: str, subproc: bool, trainer: Way, locally: Callable[..., Any]) -> None:
@@ -94,4 +91,4 @@ def check_sb3(env_id: str, subproc: bool, trainer: Way, locally: Callable[..., A
     local, remote = locally(comparing.sb3_vector, *arguments), comparing.sb3_vector(*arguments)
     comparing.assert_same(local, remote)
     ends = sum(np.sum(step[2]) for step in remote if isinstance(step, tuple) and len(step) == 4)
-    assert trainer.channel == "actor" or ends >= 5
+    assert ends >= 5 or (trainer.channel == "actor" and env_id != "CartPole-v1")
