@@ -128,9 +128,11 @@ def _train(console: Any, address: str, output: Path, target: float, max_steps: i
     with _process.session_of_a_command(address=address, num_env_runners=2) as connected:
         if not connected:
             raise typer.Exit(1)
+        import torch
         from stable_baselines3 import PPO
         from stable_baselines3.common.env_util import make_vec_env
 
+        torch.set_num_threads(1)  # a second one would wait for work on the simulators' cores, not asleep
         env = make_vec_env("CartPole-v1", n_envs=16, seed=0)
         session = _process.current_session()
         assert session is not None

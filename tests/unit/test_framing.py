@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -252,6 +254,10 @@ def test_steps_with_long_infos_arrive_too(pair: Pair, size: int) -> None:
             assert_same(pair.carry(numbered(1, infos), landing), numbered(1, infos))
 
 
+class StrEnumeration(str, Enum):
+    A = "a"
+
+
 def _read_only() -> np.ndarray:
     array = np.arange(3)
     array.flags.writeable = False
@@ -276,13 +282,39 @@ def test_an_array_that_is_read_only_stays_so(pair: Pair) -> None:
     ids=repr,
 )  # fmt: skip
 def test_infos_of_numpy_stay_what_they_are(pair: Pair, value: Any) -> None:
-    infos = [(1, {"value": value, "again": [value]}, None)]
-    arrived = pair.carry(stepped(3, infos=infos))
-    assert_same(arrived, stepped(3, infos=infos))
-    [(_, info, _)] = arrived.infos
-    assert info["again"][0] is info["value"]
-    if isinstance(value, np.ndarray):
-        assert info["value"].flags.writeable
+    for info in (
+        {"value": value, "again": [value]},
+        {"value": value, "again": value},
+        {
+            "TimeLimit.truncated": True,
+            "value": value,
+            "episode": {"r": 1.5, "l": -(2**70), "t": float("nan")},
+            "": None,
+        },
+        {"episode": {"r": value}},
+    ):
+        step = stepped(3, infos=[(1, info, None)])._replace(reset_infos=[(1, {"word": "\u00e9\ud800"})])
+        arrived = pair.carry(step)
+        assert_same(arrived, step)
+        [(_, travelled, _)] = arrived.infos
+        assert list(travelled) == list(info)
+        if "again" in info:
+            assert (travelled["again"][0] if type(info["again"]) is list else travelled["again"]) is travelled["value"]
+        if isinstance(value, np.ndarray) and "value" in info:
+            assert travelled["value"].flags.writeable
+
+
+@pytest.mark.parametrize(
+    "info",
+    [{"a": True, "b": 1, "c": 1.0, "d": -0.0, "e": ""}, {}, {1: 2}, {"a": {1: 2}}, {"a": (1,)}, {"a": b"x"},
+     {"a": {"b": {"c": 1}}}, {"a": bytearray(b"x")}, OrderedDict(a=1), {"a": OrderedDict(b=1)}, {"a": 1j}, {"a": ...},
+     {"a": m.Semantics.SB3_DUMMY}, {"a": StrEnumeration.A}],
+    ids=repr,
+)  # fmt: skip
+def test_infos_keep_their_types(pair: Pair, info: dict) -> None:
+    for infos in ([(0, info, None)], [(2, info, (np.ones(4, np.float32), {"x": 1}))], [(0, {}, None), (1, info, None)]):
+        step = stepped(3, infos=infos)._replace(reset_infos=[(2, info)])
+        assert_same(pair.carry(step), step)
 
 
 def test_layouts_without_end_fall_back_to_pickles(pair: Pair) -> None:
