@@ -448,7 +448,9 @@ def _plain_infos(values: list[Any]) -> Any:
             return None
         part: list[Any] = []
         for item in items:
-            if type(item) is not tuple or type(item[0]) is not int or (len(item) == 3 and item[2] is not None):
+            if type(item) is not tuple or not (len(item) == 2 or (len(item) == 3 and item[2] is None)):
+                return None
+            if type(item[0]) is not int:
                 return None
             info = item[1]
             if type(info) is not dict or not ONLY_NAMES.issuperset(map(type, info)):

@@ -317,6 +317,22 @@ def test_infos_keep_their_types(pair: Pair, info: dict) -> None:
         assert_same(pair.carry(step), step)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [(3,), (), (1, {"a": np.ones(2)}), (1, {}, None), (1, {}, np.ones(2)), (1, {}, None, np.ones(2)),
+     (np.int64(1), {"a": 1}), (1, (2, {"a": np.float32(1)})), {"a": np.ones(2)}, [1, {}], np.ones(2)],
+    ids=repr,
+)  # fmt: skip
+def test_lists_that_look_like_rows_and_their_infos_travel(pair: Pair, value: Any) -> None:
+    for _ in range(2):
+        for message in (
+            m.RowsStepped([value, value], 1.5, True, False, [], []),
+            m.RowsStepped([value], 1.5, True, False, [(0, {"a": 1}, None)], []),
+            m.StepRows(1, [value]),
+        ):
+            assert_same(pair.carry(message), message)
+
+
 def test_layouts_without_end_fall_back_to_pickles(pair: Pair) -> None:
     for rows in range(1, 600):
         assert_same(pair.carry(m.StepRows(0, np.arange(rows))), m.StepRows(0, np.arange(rows)))
