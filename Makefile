@@ -1,6 +1,6 @@
 # Everything sets itself up: `make demo` and `make test` start from nothing but Python 3.10 or newer.
 PYTHON ?= python3
-comma := ,
+TEST_EXTRAS = sb3,rllib,dev
 PIP_OPTIONS = --quiet --disable-pip-version-check
 
 # $(call install,VENV,EXTRAS): this package into a virtual environment. uv does in seconds what takes pip minutes. It
@@ -33,6 +33,8 @@ help: ## Show what can be made
 demo: .venv/demo-ready ## Train PPO on CartPole over two simulators on this machine, with a learning curve
 	.venv/bin/remoterl demo
 
+# Byte code is kept: what all the tests' processes import is compiled once.
+test: export PYTHONDONTWRITEBYTECODE =
 test: .venv/test-ready .venv-simulator/ready check ## Run every check and every test
 	.venv/bin/python tests/side_by_side.py
 
@@ -62,7 +64,7 @@ clean: ## Remove the virtual environments and what tools left
 	$(call install,.venv,sb3)
 
 .venv/test-ready: .venv/bin/python pyproject.toml constraints.txt
-	$(call install,.venv,sb3$(comma)rllib$(comma)dev)
+	$(call install,.venv,$(TEST_EXTRAS))
 
 .venv/docs-ready: .venv/bin/python pyproject.toml constraints.txt
 	$(call install,.venv,docs)

@@ -48,11 +48,9 @@ NONE_CHOSEN = 5  # pytest's exit code where arguments such as -k leave no test
 def main(arguments: list[str]) -> int:
     """Run both; 0 if every test passed. Ctrl-C or SIGTERM ends both, in order."""
     pytest = [sys.executable, "-m", "pytest", *arguments]
-    # Byte code is kept: what all the tests' processes import is compiled once.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     if missing := machines.why_not():
         print(f"One process runs all tests: {missing}.", flush=True)
-        return subprocess.run(pytest, cwd=ROOT, env=environment, check=False).returncode
+        return subprocess.run(pytest, cwd=ROOT, check=False).returncode
     began = time.monotonic()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
@@ -65,13 +63,11 @@ def main(arguments: list[str]) -> int:
         # Sessions of their own: what a terminal's Ctrl-C does to them, this process does, once.
         beside = subprocess.Popen(
             [*network, *pytest, "-o", "cache_dir=.pytest_cache/beside", *BESIDE],
-            cwd=ROOT, env={**environment, "PATH": machines.PATH}, stdin=subprocess.DEVNULL, stdout=output,
+            cwd=ROOT, env={**os.environ, "PATH": machines.PATH}, stdin=subprocess.DEVNULL, stdout=output,
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     left_out = [f"--{'deselect' if '::' in one else 'ignore'}={one}" for one in BESIDE]
-    others = subprocess.Popen(
-        [*pytest, *left_out], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
-    )
+    others = subprocess.Popen([*pytest, *left_out], cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         others.wait()
         print("\nThe tests beside these:", flush=True)
