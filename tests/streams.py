@@ -31,7 +31,8 @@ class Server:
     def open(self) -> StreamChannel:
         listener = StreamListener("127.0.0.1", "session")
         offer = listener.offer()
-        connected = connect(offer if self._way == "local" else dataclasses.replace(offer, local=""), 5)
+        offer = offer if self._way == "local" else dataclasses.replace(offer, local="")
+        connected = connect(offer, 5, self.streams.memory)
         assert (connected.family == socket.AF_UNIX) == (self._way == "local" and not offer.uses_tls)
         runner = EnvRunner(m.TrainerInfo("session", "script", "host", 1))
         arguments = (listener.accepted(5), runner._answer, runner._unpicklable)

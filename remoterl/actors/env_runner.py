@@ -54,6 +54,7 @@ class EnvRunner:
         self._pid = os.getpid()
         self._rows: dict[int, Rows] = {}
         self._steps = 0
+        self._room: Any = None
         self._channel = "actor"
         self._listener: StreamListener | None = None
         self._handlers: dict[type, Callable[[Any], Any]] = {
@@ -119,7 +120,9 @@ class EnvRunner:
         except Exception as error:
             return m.encode(self._unpicklable(request, reply, error))
 
-    def _answer(self, request: Any) -> Any:
+    def _answer(self, request: Any, room: Any = None) -> Any:
+        """`room`: memory, as bytes, to which a step's observations may be written."""
+        self._room = room
         try:
             reply = self._handlers[type(request)](request)
         except RowsError as error:
@@ -171,7 +174,7 @@ class EnvRunner:
 
     def _step(self, request: m.StepRows) -> m.RowsStepped:
         rows = self._rows[request.vector_id]
-        reply = rows.step(m.unpack(request.actions))
+        reply = rows.step(m.unpack(request.actions), self._room)
         self._steps += rows.num_rows
         return reply
 

@@ -65,7 +65,7 @@ class Examiner:
         from remoterl.actors.stream_server import serve
 
         assert self._listener is not None
-        serve(self._listener.accepted(ACCEPT_S), lambda request: request, lambda *_: False)
+        serve(self._listener.accepted(ACCEPT_S), lambda request, _: request, lambda *_: False)
 
     def make(self, env_id: str) -> dict[str, Any]:
         """Make the environment, step it for a moment and close it.

@@ -82,8 +82,12 @@ class Rows(ABC):
         """Reset the rows of the mask (None: all)."""
 
     @abstractmethod
-    def step(self, actions: Any) -> RowsStepped:
-        """Step every row, with the autoreset that the local class does."""
+    def step(self, actions: Any, room: np.ndarray | None = None) -> RowsStepped:
+        """Step every row, with the autoreset that the local class does.
+
+        Args:
+            room: bytes to which the batch of observations may be written, if it has just that size.
+        """
 
     def revive(self, seeds: Sequence[int | None], observations: Any) -> None:
         """These rows take the place of lost ones, whose episodes have just been reported as over (see `ReviveRows`)."""
@@ -231,7 +235,7 @@ class GymnasiumRows(Rows):
         except Exception as error:
             self._name_misfits(error, self._require_fit)
 
-    def step(self, actions: Any) -> RowsStepped:
+    def step(self, actions: Any, room: np.ndarray | None = None) -> RowsStepped:
         num_rows = len(self.envs)
         rewards: list[Any] = [0.0] * num_rows
         terminations: list[Any] = [False] * num_rows
@@ -270,7 +274,7 @@ class GymnasiumRows(Rows):
             terminated_rows, truncated_rows = ends[:num_rows], ends[num_rows:]
             self._finished = [ended or cut for ended, cut in zip(terminations, truncations, strict=True)]
             return RowsStepped(
-                self._batch(),
+                self._batch(room),
                 self._rewards(rewards),
                 terminated_rows,
                 truncated_rows,
@@ -295,8 +299,8 @@ class GymnasiumRows(Rows):
         if observations is not None:
             self._observations = list(iterate(batch_space(self._space, len(self)), observations))
 
-    def _batch(self) -> Any:
-        batch = _batched(self._observations, self._buffer)
+    def _batch(self, room: np.ndarray | None = None) -> Any:
+        batch = _batched(self._observations, self._buffer, room)
         if batch is not None:
             return batch
         self._buffer = concatenate(self._space, [self._stored(one) for one in self._observations], self._buffer)
@@ -369,7 +373,7 @@ class StableBaselinesRows(Rows):
         except Exception as error:
             self._name_misfits(error, self._require_fit)
 
-    def step(self, actions: Any) -> RowsStepped:
+    def step(self, actions: Any, room: np.ndarray | None = None) -> RowsStepped:
         rewards: list[Any] = [0.0] * len(self)
         dones: list[Any] = [False] * len(self)
         observations = self._observations
@@ -398,7 +402,7 @@ class StableBaselinesRows(Rows):
                 columns = _column(rewards, np.float32), _column(dones, np.bool_)
             else:
                 columns = _stack(rewards), _stack(dones)
-            return RowsStepped(self._batch(), *columns, None, _tabled(infos, len(self)), reset_infos)
+            return RowsStepped(self._batch(room), *columns, None, _tabled(infos, len(self)), reset_infos)
         except Exception as error:
 
             def fits(row: int) -> None:
@@ -408,18 +412,18 @@ class StableBaselinesRows(Rows):
 
             self._name_misfits(error, fits)
 
-    def _batch(self) -> Any:
-        leaves = {key: self._leaf(key, space) for key, space in _leaves(self._space)}
+    def _batch(self, room: np.ndarray | None = None) -> Any:
+        leaves = {key: self._leaf(key, space, room if key is None else None) for key, space in _leaves(self._space)}
         if isinstance(self._space, spaces.Dict):
             return leaves
         return tuple(leaves.values()) if isinstance(self._space, spaces.Tuple) else leaves[None]
 
-    def _leaf(self, key: Any, space: spaces.Space) -> np.ndarray:
+    def _leaf(self, key: Any, space: spaces.Space, room: np.ndarray | None) -> np.ndarray:
         values = self._observations if key is None else [observation[key] for observation in self._observations]
         batch = self._batches.get(key)
         if batch is None:
             batch = self._batches[key] = np.zeros((len(values), *(space.shape or ())), dtype=space.dtype)
-        batched = _batched(values, batch)
+        batched = _batched(values, batch, room)
         if batched is not None:
             return batched
         if not self._buffers:
@@ -458,7 +462,7 @@ class WholeRows(Rows):
         [(observation, info)] = self._each([0], lambda row: self.envs[row].reset(seed=seed, options=options[0]))
         return RowsReset(observation, [(0, info)])
 
-    def step(self, actions: Any) -> RowsStepped:
+    def step(self, actions: Any, room: np.ndarray | None = None) -> RowsStepped:
         if self._unstarted and isinstance(self.envs[0], VectorEnv):  # its own autoreset, on the step after the end
             reset, nothing = self.reset([None], [None], None), np.zeros(self.num_rows)
             over = nothing.astype(np.bool_)
@@ -599,10 +603,11 @@ def _outline(value: Any) -> str:
     return f"{type(value).__name__} {reprlib.repr(value)}"
 
 
-def _batched(values: list[Any], batch: Any) -> np.ndarray | None:
+def _batched(values: list[Any], batch: Any, room: np.ndarray | None = None) -> np.ndarray | None:
     """Observations of just the batch's shape and dtype beside each other; None where they are not all that.
 
-    `batch` may be what is written to and returned. For small observations this costs as much as stepping a row or two.
+    `batch`, or the room where that has its size, may be what is written to and returned. For small observations this
+    costs as much as stepping a row or two.
     """
     if type(batch) is not np.ndarray:
         return None
@@ -618,6 +623,8 @@ def _batched(values: list[Any], batch: Any) -> np.ndarray | None:
     for value in values:
         if type(value) is not np.ndarray or value.shape != shape or value.dtype != dtype:
             return None
+    if room is not None and room.nbytes == batch.nbytes:
+        batch = np.ndarray(batch.shape, dtype, room)
     np.concatenate(values, out=batch.reshape(-1, *shape[1:]))
     return batch
 

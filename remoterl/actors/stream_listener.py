@@ -117,8 +117,8 @@ class StreamListener:
                     raise handshake.HandshakeError("another connection was accepted before")
                 self._taken = True
                 handshake.accept(proven, deadline)
-                if isinstance(proven, LocalSocket):
-                    proven.give_memory()
+            if isinstance(proven, LocalSocket):
+                proven.take_memory()
             self._accepted.put(proven)
             self.close()
         except (handshake.HandshakeError, OSError, ssl.SSLError) as error:

@@ -22,12 +22,15 @@ from remoterl.channels.stream import set_options
 from remoterl.messages import StepRows
 
 
-def serve(connected: socket.socket, answer: Callable[[Any], Any], failed: Callable[[Any, Any, Exception], Any]) -> None:
+def serve(
+    connected: socket.socket, answer: Callable[[Any, Any], Any], failed: Callable[[Any, Any, Exception], Any]
+) -> None:
     """Answer requests in their order until the other end is gone.
 
     Args:
         connected: to the trainer, authenticated.
-        answer: makes the reply to a request; never raises.
+        answer: makes the reply to a request, whose observations can be written to the memory that comes with it (bytes,
+            or None); never raises.
         failed: makes the reply in place of one that can't be pickled (request, reply, error).
     """
     set_options(connected)
@@ -41,16 +44,17 @@ def serve(connected: socket.socket, answer: Callable[[Any], Any], failed: Callab
     replied_at = 0.0
     try:
         while True:
-            came_soon = False
+            came_soon, room = False, None
             try:
                 request = (_spin(frames) if looks and cores.enough() else None) or _wait(frames, readable)
             except UndecodableError as error:
                 request, reply = None, failed(None, None, error)
             else:
                 came_soon = time.perf_counter() - replied_at < SPIN_S
-                reply = answer(request)
+                room = frames.room(request)
+                reply = answer(request, None if room is None else room.array)
             try:
-                frames.put(reply, request)
+                frames.put(reply, room)
             except Exception as error:
                 frames.put(failed(request, reply, error))
             while not frames.flush():

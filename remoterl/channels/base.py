@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from remoterl.channels.codec import Landing
+from remoterl.channels.shared_memory import SharedMemory
 from remoterl.errors import EnvRunnerLostError, RemoteRLError
 
 
@@ -23,6 +24,7 @@ class Channel(ABC):
 
     name: str
     lost = False  # set once the env runner turned out to be gone
+    memory: SharedMemory | None = None  # to which the env runner can write observations
 
     def __init__(self, description: str) -> None:
         self._description = description

@@ -4,14 +4,13 @@ A frame is `PREFIX`, then two sections: a pickle, and a body of raw buffers. A s
 count, are nearly all array: their first frame defines a *layout* (which class, which dtypes and shapes), and from
 then on a frame is the layout's number and the arrays' bytes, which come first, so that they are always in the same
 place. Pickling and unpickling a step's four small arrays costs 55 us, as much as ten CartPole steps; by a layout it
-is 8 us. What comes with some steps only, an episode's infos, is marshalled where it is plain. Everything else is
-pickled, with large buffers beside the pickle (protocol 5), so that they are neither joined nor copied; there the
-pickle comes first.
+is 8 us. What comes with some steps only, an episode's infos, is marshalled where it is plain. Large observations are
+left out where the env runner has written them into shared memory. Everything else is pickled, with large buffers beside
+the pickle (protocol 5), so that they are neither joined nor copied; there the pickle comes first.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
 import marshal
 import pickle
@@ -23,12 +22,11 @@ from typing import Any, NamedTuple
 import cloudpickle
 import numpy as np
 
-from remoterl.channels.shared_memory import SharedMemory
 from remoterl.messages import InfoTable, RowsStepped, StepRows
 
 PREFIX = struct.Struct("<QQQ")  # layout's number (or PICKLED, DEFINITION), bytes of the pickle, bytes of the body
 PICKLED, DEFINITION = 0, 0xFFFF_FFFF
-SHARED = 1 << 32  # added to a layout's number: the body is in shared memory, and its third number says where
+WRITTEN = 1 << 32  # added to a layout's number: its first array is in shared memory, and the third number says where
 MAX_FRAME_BYTES = 1 << 34  # more than any message has: what says so is no frame
 MAX_LAYOUTS = 256  # a vector env needs two; steps whose arrays change their shape each time are pickled after these
 BESIDE_BYTES = 16_384  # a buffer from this size on travels beside the pickle
@@ -44,6 +42,7 @@ SCALARS = NUMBERS | {np.longdouble, np.complex64, np.complex128, np.clongdouble}
 PICKLE_BEGINS_WITH = pickle.dumps(None, protocol=5)[0]
 PLAIN_TYPES = frozenset({float, int, bool, str, type(None)})  # what `marshal` gives back as it was
 ONLY_NAMES = frozenset({str})
+OBSERVATIONS = RowsStepped._fields.index("observations")
 FEW_INFOS = 4  # of more, looking at each value in Python takes longer than pickling all
 
 Buffer = Any  # bytes, memoryview, or a contiguous array
@@ -133,6 +132,7 @@ class Decoder:
     def __init__(self) -> None:
         self._layouts: dict[int, Layout] = {}
         self.readers: dict[int, Callable[[Buffer, Buffer], Any]] = {}
+        self._short_readers: dict[int, Callable[[Buffer, Buffer, np.ndarray], Any]] = {}
 
     def define(self, pickled: Buffer) -> None:
         """Learn a layout from a frame of the kind `DEFINITION`."""
@@ -140,33 +140,55 @@ class Decoder:
         self._layouts[layout.number] = layout
         self.readers[layout.number] = _reader(layout)
 
+    def short_reader(
+        self, number: int, at: int, landing: Landing | None
+    ) -> tuple[int, Callable[[Buffer, Buffer], Any]]:
+        """Of a frame whose observations were written to where its landing has room for them: the size of its body, and
+        what makes a message of its pickle and that.
+
+        Raises:
+            LookupError: there is no such layout, they have no place in it, or nobody wanted them there.
+        """
+        layout = self._layouts[number]
+        room = landing.room if landing is not None else None
+        first = layout.places[0]
+        if room is None or room.at != at or first.at != OBSERVATIONS or first.table is not None:
+            raise LookupError(f"nothing is wanted at {at}")
+        written = room.array
+        if written.dtype != first.dtype or written.shape != first.shape:
+            try:
+                written = np.ndarray(first.shape, first.dtype, written)
+            except TypeError as error:
+                raise LookupError(f"there is too little room at {at}") from error
+        read = self._short_readers.get(number) or self._short_readers.setdefault(number, _reader(layout, True))
+        return layout.body_bytes - _first_bytes(layout), lambda pickled, body: read(pickled, body, written)
+
     def prepare(self, number: int, pickle_bytes: int, landing: Landing) -> None:
         """Let the next frames like this one land."""
         landing.prepare(self._layouts[number], pickle_bytes)
 
-    def share(self, number: int, memory: SharedMemory, landing: Landing) -> None:
-        """Let the next steps like this large one arrive in shared memory, if it has any."""
-        layout = self._layouts[number]
-        if layout.message_class is RowsStepped and (landing.shared is None or landing.shared.room < layout.body_bytes):
-            with contextlib.suppress(OSError, ValueError):
-                landing.shared = SharedPlaces(memory, layout.body_bytes)
+
+class Room(NamedTuple):
+    """A place in shared memory for the observations of some rows, which has just their shape and dtype."""
+
+    at: int
+    array: np.ndarray
 
 
 class Landing:
     """Memory into which the steps of some rows are received, one after the other, so that nothing is made for them.
 
     There are two places, which take turns: a step stays as it is until the one after the next begins to arrive. All of
-    them come through one connection, which numbers its layouts. Large steps of an env runner on this machine arrive in
-    memory that both ends share.
+    them come through one connection, which numbers its layouts.
 
     Attributes:
         view: where the next frame should be received; None until a layout is known.
-        shared: the two places that the env runner may write to; None until there was a large step.
+        room: where the env runner may write the large observations of the step that is under way; None for nowhere.
     """
 
     def __init__(self) -> None:
         self.view: memoryview | None = None
-        self.shared: SharedPlaces | None = None
+        self.room: Room | None = None
         self._turn = 0
         self._places: tuple[memoryview, memoryview] | None = None
         self._layouts: dict[int, tuple[Layout, tuple[RowsStepped, RowsStepped]]] = {}
@@ -214,31 +236,6 @@ class Landing:
         for index, value in zip(layout.rest, rest, strict=True):
             values[index] = value
         return RowsStepped(*values)
-
-
-class SharedPlaces:
-    """Two places in the memory that both ends of a connection share, which take turns.
-
-    Raises:
-        OSError, ValueError: there is no memory for them.
-    """
-
-    def __init__(self, memory: SharedMemory, room: int) -> None:
-        self.room = room + -room % ALIGNMENT
-        self._start, self._view = memory.make(2 * self.room)
-        self._turn = 0
-
-    def next(self) -> int:
-        """Where the next step goes."""
-        self._turn = 1 - self._turn
-        return self._start + self._turn * self.room
-
-    def view(self, at: int) -> memoryview:
-        """What the env runner wrote there."""
-        turn, odd = divmod(at - self._start, self.room)
-        if odd or turn not in (0, 1):
-            raise IndexError(f"{at} is none of these places")
-        return self._view[turn * self.room : (turn + 1) * self.room]
 
 
 def _kind(value: Any) -> Any:
@@ -339,17 +336,26 @@ def _scalar_writer(place: Place) -> Callable[[Any], bytes] | None:
     return lambda value: value.tobytes() + padding
 
 
-def _reader(layout: Layout) -> Callable[[Buffer, Buffer], Any]:
-    """What makes a message of this layout from a frame's pickle and body."""
+def _first_bytes(layout: Layout) -> int:
+    """What the first place and its padding take."""
+    return layout.places[1].start if len(layout.places) > 1 else layout.body_bytes
+
+
+def _reader(layout: Layout, is_short: bool = False) -> Callable[..., Any]:
+    """What makes a message of this layout from a frame's pickle and body, and (`is_short`) observations which the body
+    lacks."""
     message_class, rest = layout.message_class, layout.rest
     num_fields = len(layout.places) + len(layout.nothing) + len(rest)
+    missing = _first_bytes(layout) if is_short else 0
     fields = [
-        (place.at, _scalar_reader(place), place.dtype, place.shape, place.start, place.table) for place in layout.places
+        (place.at, _scalar_reader(place), place.dtype, place.shape, place.start - missing, place.table)
+        for place in layout.places[is_short:]
     ]
     ndarray = np.ndarray
 
-    def read(pickled: Buffer, body: Buffer) -> Any:
+    def read(pickled: Buffer, body: Buffer, observations: Any = None) -> Any:
         values: list[Any] = [None] * num_fields
+        values[OBSERVATIONS] = observations
         if rest:
             others = _loads_small(pickled) if pickled else [[] for _ in rest]
             for index, value in zip(rest, others, strict=True):

@@ -17,20 +17,22 @@ from typing import Any
 import numpy as np
 
 from remoterl.channels.codec import (
+    ALIGNMENT,
     DEFINITION,
     MAX_FRAME_BYTES,
     MAX_LANDING_BYTES,
     PICKLED,
     PREFIX,
-    SHARED,
+    WRITTEN,
     Buffer,
     Decoder,
     Encoder,
     Landing,
+    Room,
     beside_sizes,
 )
 from remoterl.channels.shared_memory import LocalSocket
-from remoterl.messages import StepRows
+from remoterl.messages import RowsStepped, StepRows
 
 SMALL_BYTES = MAX_LANDING_BYTES  # what arrives in a landing and does not fit is copied to where small frames are read
 MAX_BUFFERS_A_CALL = 64  # of what the operating system takes in one sendmsg
@@ -61,42 +63,32 @@ class FrameSocket:
 
     # ---- sending ---------------------------------------------------------------------------------------------
 
-    def put(self, message: Any, request: Any = None) -> None:
+    def put(self, message: Any, room: Room | None = None) -> None:
         """Queue a message for `flush`.
 
         Args:
-            request: which it answers.
+            room: where its observations may be written, or have been.
 
         Raises:
             Exception: it can't be pickled; then nothing is queued.
         """
         buffers, size_bytes = self._encoder.encode(message)
-        if size_bytes > SMALL_BYTES and type(request) is StepRows and request.at is not None:
-            buffers, size_bytes = self._shared(buffers, size_bytes, request.at, request.room or 0)
+        if room is not None and type(message) is RowsStepped:
+            buffers, size_bytes = _without_observations(buffers, size_bytes, message.observations, room)
         if size_bytes <= SMALL_BYTES:
             self._unsent.append(b"".join(buffers))
         else:
             views = [memoryview(buffer) for buffer in buffers]
             self._unsent.extend(view.cast("B") for view in views if view.nbytes)
 
-    def _shared(self, buffers: list[Buffer], size_bytes: int, at: int, room: int) -> tuple[list[Buffer], int]:
-        """The frame without its body, which is where the trainer wants it; as it was where that can't be."""
-        number, pickle_bytes, body_bytes = PREFIX.unpack(buffers[0])
-        left_bytes = PREFIX.size + pickle_bytes
-        if number in (PICKLED, DEFINITION) or body_bytes > room or left_bytes > SMALL_BYTES or self._memory is None:
-            return buffers, size_bytes
+    def room(self, request: Any) -> Room | None:
+        """Where the answer to this request can be written: as bytes."""
+        if type(request) is not StepRows or request.at is None or request.room is None or self._memory is None:
+            return None
         try:
-            place = self._memory.at(at, body_bytes)
+            return Room(request.at, np.frombuffer(self._memory.at(request.at, request.room), np.uint8))
         except (OSError, ValueError):
-            return buffers, size_bytes
-        end = len(buffers) - (pickle_bytes > 0)
-        start = 0
-        for buffer in buffers[1:end]:
-            view = memoryview(buffer)
-            if view.nbytes:
-                place[start : start + view.nbytes] = view.cast("B")
-                start += view.nbytes
-        return [PREFIX.pack(number + SHARED, pickle_bytes, at), *buffers[end:]], left_bytes
+            return None
 
     def flush(self) -> bool:
         """Send what the operating system takes now; True where nothing is left.
@@ -167,21 +159,19 @@ class FrameSocket:
                 large, self._large = self._large, None
                 self.receives_large = True
                 message = self._decode(large.layout, large.pickled, large.body)
-                if self._memory is not None and landing is not None and large.layout in self._decoder.readers:
-                    self._decoder.share(large.layout, self._memory, landing)
             elif self._end - self._start < PREFIX.size:
                 if not self._receive_more():
                     return None
                 continue
             else:
                 layout, pickle_bytes, body_bytes = PREFIX.unpack_from(self._small, self._start)
-                body: Any = None
-                if layout >= SHARED:
-                    layout, body, body_bytes = layout - SHARED, self._shared_body(landing, body_bytes), 0
+                reader = self._decoder.readers.get(layout)
+                if layout >= WRITTEN:
+                    layout, body_bytes, reader = self._short(layout - WRITTEN, body_bytes, landing)
                 start = self._start + PREFIX.size
                 end = start + pickle_bytes + body_bytes
                 if end - self._start > SMALL_BYTES:
-                    if end - start > MAX_FRAME_BYTES or body is not None:
+                    if end - start > MAX_FRAME_BYTES or reader is not self._decoder.readers.get(layout):
                         raise FrameError(f"the other end announced {end - start} bytes, which no message has")
                     self._large = _LargeFrame(layout, pickle_bytes, body_bytes)
                     self._start = start + self._large.take(self._view[start : self._end])
@@ -192,13 +182,10 @@ class FrameSocket:
                     continue
                 self._start = end
                 self.receives_large = False
-                reader = self._decoder.readers.get(layout)
                 if reader is not None:
                     between = start + body_bytes
                     try:  # what is cut out of `_small` is a copy, and stays when more is received
-                        if body is not None:
-                            return reader(self._small[start:end], body)
-                        if landing is not None:
+                        if landing is not None and reader is self._decoder.readers[layout]:
                             self._decoder.prepare(layout, pickle_bytes, landing)
                         return reader(self._small[between:end], self._small[start:between])
                     except Exception as error:
@@ -208,13 +195,11 @@ class FrameSocket:
             if message is not None:
                 return message
 
-    def _shared_body(self, landing: Landing | None, at: int) -> memoryview:
+    def _short(self, layout: int, at: int, landing: Landing | None) -> Any:
         try:
-            if landing is not None and landing.shared is not None:
-                return landing.shared.view(at)
-        except IndexError:
-            pass
-        raise FrameError("the other end wrote where it was not told to")
+            return layout, *self._decoder.short_reader(layout, at, landing)
+        except LookupError as error:
+            raise FrameError(f"the other end wrote where it was not told to ({error})") from error
 
     def _receive_more(self) -> bool:
         if self._start == self._end:
@@ -321,6 +306,24 @@ class _LargeFrame:
                     return False
             self._make_body_when_known()
         return True
+
+
+def _without_observations(
+    buffers: list[Buffer], size_bytes: int, observations: Any, room: Room
+) -> tuple[list[Buffer], int]:
+    """The frame when its observations are in the room, to which they are copied if they were not made there; as it was
+    where that can't be."""
+    number, pickle_bytes, _ = PREFIX.unpack(buffers[0])
+    if number in (PICKLED, DEFINITION) or buffers[1] is not observations or observations.nbytes > room.array.nbytes:
+        return buffers, size_bytes
+    padding_bytes = -observations.nbytes % ALIGNMENT
+    left_bytes = size_bytes - observations.nbytes - padding_bytes
+    if left_bytes > SMALL_BYTES:
+        return buffers, size_bytes
+    if observations.base is not room.array:
+        room.array[: observations.nbytes] = observations.reshape(-1).view(np.uint8)
+    head = PREFIX.pack(number + WRITTEN, pickle_bytes, room.at)
+    return [head, *buffers[3 if padding_bytes else 2 :]], left_bytes
 
 
 def _uninitialized(size_bytes: int) -> memoryview:

@@ -8,6 +8,7 @@ from typing import Any
 
 from remoterl.channels.actor import ActorChannel
 from remoterl.channels.base import Channel
+from remoterl.channels.shared_memory import SharedMemory
 from remoterl.channels.stream import StreamChannel, Streams, UnreachableError, connect
 from remoterl.config import ChannelName
 from remoterl.errors import RemoteRLError
@@ -43,7 +44,7 @@ def open_channels(
     patience_s = REACH_S if wanted == "auto" else REACH_IF_ASKED_S
     offers = [actor.open_stream.remote() for actor in actors]
     with ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="remoterl-stream") as pool:
-        sockets = list(pool.map(_try, offers, [patience_s] * len(offers)))
+        sockets = list(pool.map(lambda offer: _try(offer, patience_s, streams.memory), offers))
     failures: list[str] = []
     for index, (actor, description, connected) in enumerate(zip(actors, descriptions, sockets, strict=True)):
         if isinstance(connected, str):
@@ -73,11 +74,11 @@ def _describe(channels: Sequence[Channel]) -> str:
     return " and ".join(f"channel {name!r} to {names.count(name)}" for name in sorted(set(names)))
 
 
-def _try(offer: Any, patience_s: float) -> Any:
+def _try(offer: Any, patience_s: float, memory: SharedMemory | None) -> Any:
     import ray
 
     try:
-        return connect(ray.get(offer, timeout=OFFER_S), patience_s)
+        return connect(ray.get(offer, timeout=OFFER_S), patience_s, memory)
     except (UnreachableError, ray.exceptions.RayError) as error:
         return str(error).strip().splitlines()[-1]
 

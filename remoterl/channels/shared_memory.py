@@ -1,7 +1,8 @@
-"""Memory that both ends of a local socket share: large steps lie there, and a few bytes go through the socket. Linux.
+"""Memory that a session shares with its env runners on this machine: large observations are written there, and a few
+bytes go through the socket. Linux.
 
-An env runner makes it, an anonymous file, and hands its descriptor over once the trainer has proven who he is. With a
-step the trainer says where the answer's arrays go (`StepRows.at`). It has no name and is gone with both ends.
+The trainer makes it, an anonymous file, and hands its descriptor to each env runner that has proven who it is. With a
+step he says where the observations go (`StepRows.at`). It has no name and is gone with the last process that has it.
 """
 
 from __future__ import annotations
@@ -17,31 +18,45 @@ from remoterl.channels.handshake import HandshakeError
 
 WITH_MEMORY, WITHOUT = b"\x01", b"\x00"
 
+_num_forks = 0
+
+
+def forks() -> int:
+    """How often this process has forked so far, as Python does it; to start another program is none."""
+    return _num_forks
+
+
+def _count_a_fork() -> None:
+    global _num_forks
+    _num_forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_parent=_count_a_fork)
+
 
 class LocalSocket(socket.socket):
     """A local socket, and the memory that comes with it.
 
     Attributes:
-        memory: None until it is handed over, and where the env runner could not make any.
+        memory: the env runner's hold on it; None until it has come, and where the trainer has none.
     """
 
     memory: SharedMemory | None = None
 
-    def give_memory(self) -> None:
-        """The env runner's half: make it, and hand it over.
+    def give_memory(self, memory: SharedMemory | None) -> None:
+        """The trainer's half: hand it over. None: everything goes through the socket.
 
         Raises:
-            OSError: the connection broke.
+            OSError: the connection broke, or the memory is closed.
         """
-        try:
-            self.memory = SharedMemory(os.memfd_create("remoterl"))
-        except OSError:  # no memory, no descriptor: everything goes through the socket
+        if memory is None:
             self.sendall(WITHOUT)
         else:
-            socket.send_fds(self, [WITH_MEMORY], [self.memory.descriptor])
+            socket.send_fds(self, [WITH_MEMORY], [memory.descriptor])
 
     def take_memory(self) -> None:
-        """The trainer's half.
+        """The env runner's half.
 
         Raises:
             HandshakeError: the other end sent something else.
@@ -55,17 +70,17 @@ class LocalSocket(socket.socket):
             raise HandshakeError("the other end handed over no memory")
 
     def close(self) -> None:
-        """Close this end. What has been received into the memory stays as long as somebody holds it."""
+        """Close this end, and let go of the memory that came."""
         super().close()
         if self.memory is not None:
             self.memory.close()
 
 
 class SharedMemory:
-    """One end's hold on the memory. The trainer gives it out, the env runner writes where it is told to.
+    """One end's hold on the memory. The trainer gives it out, env runners write where they are told to.
 
     Args:
-        descriptor: of a file that only the two ends have open; it is this object's from here on.
+        descriptor: of a file that only a session's ends have open; it is this object's from here on.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -73,6 +88,14 @@ class SharedMemory:
         self._size = 0  # what was given out
         self._lock = threading.Lock()
         self._whole: memoryview | None = None
+
+    @classmethod
+    def create(cls) -> SharedMemory | None:
+        """None where there is no memory, no descriptor, or no Linux."""
+        try:
+            return cls(os.memfd_create("remoterl"))
+        except (OSError, AttributeError):
+            return None
 
     def make(self, size_bytes: int) -> tuple[int, memoryview]:
         """Room for so many bytes, and where it is. It is let go when nobody holds the view, or a part of it, any more.
@@ -86,11 +109,12 @@ class SharedMemory:
             os.ftruncate(self.descriptor, offset + size_bytes)
             self._size += size_bytes
         room = mmap.mmap(self.descriptor, size_bytes, offset=offset)
-        weakref.finalize(room, self._let_go, offset, size_bytes).atexit = False
+        weakref.finalize(room, self._let_go, offset, size_bytes, forks()).atexit = False
         return offset, memoryview(room)
 
-    def _let_go(self, offset: int, size_bytes: int) -> None:
-        if self.descriptor < 0:  # closed: with the other end, all of it goes
+    def _let_go(self, offset: int, size_bytes: int, forks_before: int) -> None:
+        # Closed: all of it goes with the other ends. And a child that was forked meanwhile may look at it for ever.
+        if self.descriptor < 0 or forks() != forks_before:
             return
         with contextlib.suppress(OSError, ValueError), mmap.mmap(self.descriptor, size_bytes, offset=offset) as room:
             room.madvise(mmap.MADV_REMOVE)

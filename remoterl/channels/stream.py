@@ -23,7 +23,7 @@ from remoterl.channels.base import Channel
 from remoterl.channels.codec import Landing
 from remoterl.channels.cores import SPIN_S, SpareCores
 from remoterl.channels.framing import FrameError, FrameSocket, UndecodableError
-from remoterl.channels.shared_memory import LocalSocket
+from remoterl.channels.shared_memory import LocalSocket, SharedMemory
 from remoterl.errors import EnvRunnerLostError
 from remoterl.messages import StreamOffer
 
@@ -70,6 +70,7 @@ class StreamChannel(Channel):
         super().__init__(description)
         set_options(connected)
         self.frames = FrameSocket(connected)
+        self.memory = streams.memory if isinstance(connected, LocalSocket) else None
         self._streams = streams
         self._waiting: deque[Ticket] = deque()
         self._sending = threading.Lock()
@@ -177,14 +178,20 @@ class StreamChannel(Channel):
 
 
 class Streams:
-    """All streams of one session. Any thread may wait for any replies; one at a time reads, for all of them."""
+    """All streams of one session. Any thread may wait for any replies; one at a time reads, for all of them.
+
+    Attributes:
+        memory: shared with the session's env runners on this machine; None where there is none.
+    """
 
     def __init__(self) -> None:
+        self.memory = SharedMemory.create()
         self._sockets = _LinuxSockets() if hasattr(select, "epoll") else _Sockets()
         self._alarm, self._bell = socket.socketpair()
         self._alarm.setblocking(False)
         self._sockets.add(self._alarm, None)
-        weakref.finalize(self, _close_all, self._sockets, self._alarm, self._bell).atexit = False
+        ends = [self._sockets, self._alarm, self._bell, *([self.memory] if self.memory is not None else [])]
+        weakref.finalize(self, _close_all, *ends).atexit = False
         # Whose turn it is to read: taken by `setdefault`, as safe as a lock, and after a Ctrl-C it says whose it is.
         self._reader: dict[str, int] = {}
         self._cores = SpareCores(others=1)
@@ -396,8 +403,11 @@ class _LinuxSockets(_Sockets):
         self._epoll.close()
 
 
-def connect(offer: StreamOffer, timeout_s: float) -> socket.socket:
+def connect(offer: StreamOffer, timeout_s: float, memory: SharedMemory | None = None) -> socket.socket:
     """Open and authenticate the connection that an env runner offers.
+
+    Args:
+        memory: of the session, for an env runner on this machine.
 
     Raises:
         UnreachableError: it can't be, for the reason that the message gives.
@@ -418,7 +428,7 @@ def connect(offer: StreamOffer, timeout_s: float) -> socket.socket:
             connected = context.wrap_socket(connected, server_hostname=offer.host)
         handshake.greet(connected, offer.secret, offer.context.encode(), deadline)
         if isinstance(connected, LocalSocket):
-            connected.take_memory()
+            connected.give_memory(memory)
     except (handshake.HandshakeError, OSError, KeyError) as error:
         connected.close()
         raise UnreachableError(f"{where} answers, but {error or type(error).__name__}") from error

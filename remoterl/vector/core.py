@@ -24,6 +24,7 @@ from remoterl import messages as m
 from remoterl._logging import logger
 from remoterl.channels.base import Channel
 from remoterl.channels.codec import Landing
+from remoterl.channels.shared_memory import SharedMemory
 from remoterl.errors import (
     EnvRunnerLostError,
     NotShippableError,
@@ -36,6 +37,7 @@ from remoterl.errors import (
 from remoterl.shipping import StaysLocal
 from remoterl.shipping import ship as ship_or_signal
 from remoterl.vector import recovery
+from remoterl.vector.lent import Batch, LentBatches, lent_for
 from remoterl.vector.recovery import Rescuer
 
 CLOSE_S = 30.0  # for environments to close themselves, where the caller says nothing
@@ -103,6 +105,7 @@ class Flight(NamedTuple):
     tickets: Sequence[Any]
     complete: bool  # all tickets are tickets
     channels: Sequence[Channel]  # where they were sent: a part may have moved since
+    batch: Batch | None = None  # to which a step's observations may be written
 
 
 class VectorCore:
@@ -136,7 +139,7 @@ class VectorCore:
         self.opened: list[m.RowsOpened] = []
         self._seeds: list[Any] = [None] * self.num_rows  # of the last reset that brought any
         self._seen: Sequence[Any] = [None] * len(self._parts)  # each part's last answer that has observations
-        self._nowhere = [None] * len(self._parts)
+        self._nowhere: list[Any] = [None] * len(self._parts)
         self._step_is_out = False  # and has not been gathered in full
         self._pick_channels()
 
@@ -145,6 +148,10 @@ class VectorCore:
         classes = {type(channel) for channel in self._channels}
         self._receive_all = (classes.pop() if len(classes) == 1 else Channel).receive_all
         self._land_elsewhere()
+        # From the first batches on that an env runner with memory made; new ones after a loss, since whoever was given
+        # up may write to the old ones.
+        self._batches: LentBatches | None = None
+        self._memory = next((one.memory for one in self._channels if one.memory is not None), None)
 
     @classmethod
     def open(
@@ -202,11 +209,14 @@ class VectorCore:
 
     # ---- scatter and gather ------------------------------------------------------------------------------
 
-    def scatter(self, requests: Sequence[Any], landings: Sequence[Landing | None] | None = None) -> Flight:
+    def scatter(
+        self, requests: Sequence[Any], landings: Sequence[Landing | None] | None = None, batch: Batch | None = None
+    ) -> Flight:
         """Send one request to each part, waiting for none. A loss shows when the flight is gathered.
 
         Args:
             landings: where each part's reply may land.
+            batch: to which the observations may be written.
         """
         tickets: list[Any] = []
         complete = True
@@ -215,7 +225,7 @@ class VectorCore:
             if ticket is UNSENT or type(ticket) is EnvRunnerLostError:
                 complete = False
             tickets.append(ticket)
-        return Flight(requests, tickets, complete, self._channels)
+        return Flight(requests, tickets, complete, self._channels, batch)
 
     def _send(self, part: Part, request: Any, landing: Landing | None = None) -> Any:
         """A ticket, or in its place why there is none."""
@@ -289,15 +299,28 @@ class VectorCore:
         if self._step_is_out:
             self._land_elsewhere()
         self._step_is_out = True
+        if self._memory is not None:
+            self._decide_whether_to_lend(self._memory)
+        batch = self._batches.next() if self._batches is not None else None
         requests = []
         is_plain = type(actions) is np.ndarray and actions.dtype != object
-        for part, landing in zip(self._parts, self._landings, strict=True):
+        rooms = self._nowhere if batch is None else batch.rooms
+        for part, landing, room in zip(self._parts, self._landings, rooms, strict=True):
             own = actions[part.where]
-            request = m.StepRows(part.id, own if is_plain else m.pack(own))
-            if landing.shared is not None:
-                request = request._replace(at=landing.shared.next(), room=landing.shared.room)
-            requests.append(request)
-        return self.scatter(requests, self._landings)
+            shipped = own if is_plain else m.pack(own)
+            landing.room = room
+            requests.append(
+                m.StepRows(part.id, shipped)
+                if room is None
+                else m.StepRows(part.id, shipped, room.at, room.array.nbytes)
+            )
+        return self.scatter(requests, self._landings, batch)
+
+    def _decide_whether_to_lend(self, memory: SharedMemory) -> None:
+        seen = [self._last_seen(index) for index in range(len(self._parts))]
+        if not any(one is None for one in seen):
+            self._batches = lent_for(memory, self.ranges, seen)
+            self._memory = None
 
     def step_whole(self, action: Any) -> Flight:
         """Send a step to the only row (`SINGLE`, `HOSTED`), the action as it is."""

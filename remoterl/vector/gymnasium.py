@@ -22,6 +22,7 @@ from remoterl.errors import SpaceMismatchError, StepTimeoutError
 from remoterl.messages import ARRAY_SPACES, InfoTable, Target, rows_of
 from remoterl.vector import batches
 from remoterl.vector.core import Flight, VectorCore
+from remoterl.vector.lent import Batch
 from remoterl.vector.row_view import RowView
 
 
@@ -148,7 +149,7 @@ class _RemoteRows(VectorEnv):
         )
         concatenate = np.concatenate
         return (
-            self._observe(observations),
+            self._observe(observations, flight.batch),
             concatenate(rewards),
             concatenate(terminations),
             concatenate(truncations),
@@ -173,9 +174,12 @@ class _RemoteRows(VectorEnv):
             infos = self._add_info(infos, {"final_obs": final[0], "final_info": final[1]}, row)
         return self._add_info(infos, info, row)
 
-    def _observe(self, parts: Sequence[Any]) -> Any:
+    def _observe(self, parts: Sequence[Any], batch: Batch | None = None) -> Any:
         whole = self._whole
         if type(whole) is np.ndarray:
+            written = batch.whole(parts) if batch is not None and self.copy else None
+            if written is not None and written.dtype == whole.dtype and written.shape == whole.shape:
+                return written
             return np.concatenate(parts, out=np.empty_like(whole) if self.copy else whole, casting="unsafe")
         if self.copy:
             whole = batches.empty(self.single_observation_space, self.num_envs)

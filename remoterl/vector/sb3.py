@@ -23,6 +23,7 @@ from stable_baselines3.common.vec_env.util import obs_space_info
 from remoterl.errors import RemoteRLError
 from remoterl.messages import Target, rows_of
 from remoterl.vector.core import Flight, VectorCore
+from remoterl.vector.lent import Batch
 from remoterl.vector.row_view import RowView
 
 
@@ -86,7 +87,12 @@ class _RemoteRows(VecEnv):
                     self._logs[rows.start + local_row].write_row(info["episode"])
             for local_row, info in reset_infos:
                 self.reset_infos[rows.start + local_row] = info
-        return self._observe(observations), np.concatenate(rewards), np.concatenate(dones), self._infos(infos)
+        return (
+            self._observe(observations, flight.batch),
+            np.concatenate(rewards),
+            np.concatenate(dones),
+            self._infos(infos),
+        )
 
     def close(self) -> None:
         if not self.closed:
@@ -113,7 +119,9 @@ class _RemoteRows(VecEnv):
     def _infos(self, infos: list[dict[str, Any]]) -> Any:
         return infos
 
-    def _observe(self, parts: Sequence[Any]) -> Any:
+    def _observe(self, parts: Sequence[Any], batch: Batch | None = None) -> Any:
+        if batch is not None and (written := batch.whole(parts)) is not None:
+            return written
         if isinstance(self.observation_space, spaces.Dict):
             return self._named((key, self._beside([part[key] for part in parts])) for key in self.keys)
         if isinstance(self.observation_space, spaces.Tuple):

@@ -1,8 +1,10 @@
-"""Large steps in memory that both ends of a local socket share: the same as locally, and nothing of it stays."""
+"""Large observations in memory that a session shares with its env runners: the same as locally, and nothing stays."""
 
 from __future__ import annotations
 
 import gc
+import mmap
+import multiprocessing
 import os
 import socket
 from queue import SimpleQueue
@@ -18,14 +20,15 @@ from processes import wait_until
 from streams import Server
 
 from remoterl import messages as m
-from remoterl.channels.codec import PREFIX, SHARED, Encoder, Landing, SharedPlaces
+from remoterl.channels.codec import PREFIX, WRITTEN, Landing, Room
 from remoterl.channels.framing import FrameError, FrameSocket
-from remoterl.channels.shared_memory import LocalSocket, SharedMemory
+from remoterl.channels.shared_memory import SharedMemory
 from remoterl.channels.stream import StreamChannel
 from remoterl.errors import EnvRunnerLostError
 from remoterl.shipping import ship
 from remoterl.vector.core import Assignment, RunnerLink, VectorCore
 from remoterl.vector.gymnasium import RemoteSyncVectorEnv
+from remoterl.vector.lent import MOST_LENT
 
 SYNC = m.Semantics.GYMNASIUM_SYNC
 
@@ -62,7 +65,7 @@ class PictureEnv(gym.Env):
         return {"picture": picture, "speed": np.float32([self.time] * 3)} if self.kind == "dict" else picture
 
 
-def remote(channels: list[StreamChannel], rows: int, kind: str = "box") -> RemoteSyncVectorEnv:
+def remote(channels: list[StreamChannel], rows: int, kind: str = "box", **arguments: Any) -> RemoteSyncVectorEnv:
     """So many rows on each of these env runners."""
     links = [RunnerLink(one, None, "simulator", "0" * 8, 1, frozenset(), SimpleQueue()) for one in channels]
     factories = ship([lambda: PictureEnv(kind)] * rows)
@@ -70,18 +73,18 @@ def remote(channels: list[StreamChannel], rows: int, kind: str = "box") -> Remot
         Assignment(link, range(index * rows, (index + 1) * rows), factories, b"") for index, link in enumerate(links)
     ]
     core = VectorCore.open(assignments, SYNC, AutoresetMode.NEXT_STEP)
-    return RemoteSyncVectorEnv(core, {"copy": True, "observation_mode": "same", "autoreset_mode": core._mode})
+    usual = {"copy": True, "observation_mode": "same", "autoreset_mode": core._mode}
+    return RemoteSyncVectorEnv(core, {**usual, **arguments})
 
 
-def places(vec: RemoteSyncVectorEnv) -> list[SharedPlaces]:
-    return [landing.shared for landing in vec._core._landings if landing.shared is not None]
+def used_bytes(server: Server) -> int:
+    """Of the memory that the session shares."""
+    assert server.streams.memory is not None
+    return os.fstat(server.streams.memory.descriptor).st_blocks * 512
 
 
-def used_bytes(channel: StreamChannel) -> int:
-    """Of the memory that both ends share."""
-    connected = channel.frames.socket
-    assert isinstance(connected, LocalSocket) and connected.memory is not None
-    return os.fstat(connected.memory.descriptor).st_blocks * 512
+def is_lent(array: np.ndarray) -> bool:
+    return isinstance(array.base, mmap.mmap)
 
 
 locally = pytest.mark.parametrize("server", ["local"], indirect=True)
@@ -100,7 +103,8 @@ def test_large_steps_are_those_of_the_local_class(server: Server, kind: str) -> 
         kept.append((ours, theirs))
     for ours, theirs in kept:  # nothing that a script holds changes later
         assert_same(ours, theirs)
-    assert len(places(vec)) == (2 if server._way == "local" else 0)
+    if kind == "box":  # a script that keeps everything gets copies when it has so many
+        assert sum(is_lent(ours[0]) for ours, _ in kept) == (MOST_LENT if server._way == "local" else 0)
     vec._core.close()
 
 
@@ -110,6 +114,7 @@ def test_only_a_few_bytes_of_a_large_step_go_through_the_socket(
 ) -> None:
     vec = remote([server.open()], 4)
     vec.reset(seed=1)
+    vec.step(np.zeros(4, int))
     vec.step(np.zeros(4, int))
     received: list[int] = []
     receive_into = FrameSocket._receive_into
@@ -134,13 +139,13 @@ def test_memory_is_let_go_with_the_vector_env_and_with_the_connection(server: Se
         vec.reset(seed=1)
         for _ in range(3):
             vec.step(np.zeros(4, int))
-        assert used_bytes(channel) >= 2 * 4 * 60_000
+        assert used_bytes(server) >= 2 * 4 * 60_000
         vec._core.close()
         del vec
         gc.collect()
-        assert used_bytes(channel) == 0
+        assert used_bytes(server) == 0
     server.close()
-    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before - 4)  # two sockets, two descriptors of the memory
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before - 3)  # two sockets, the env runner's memory
 
 
 @locally
@@ -166,7 +171,12 @@ def test_without_memory_everything_goes_through_the_socket(
     def refuses(*_: Any) -> Any:
         raise OSError("no memory")
 
-    monkeypatch.setattr(*((os, "memfd_create") if what == "memfd" else (SharedMemory, what)), refuses)
+    if what == "memfd":
+        monkeypatch.setattr(os, "memfd_create", refuses)
+        server.streams.memory = SharedMemory.create()
+        assert server.streams.memory is None
+    else:
+        monkeypatch.setattr(SharedMemory, what, refuses)
     vec, local = remote([server.open()], 3), gym.vector.SyncVectorEnv([PictureEnv] * 3)
     assert_same(vec.reset(seed=3), local.reset(seed=3))
     for _ in range(4):
@@ -174,25 +184,98 @@ def test_without_memory_everything_goes_through_the_socket(
     vec._core.close()
 
 
-@pytest.mark.parametrize("at", [0, 8, 1 << 40])
-def test_an_answer_elsewhere_is_none(at: int) -> None:
-    """No view of anything but the two places is ever made."""
-    theirs, ours = (LocalSocket(fileno=one.detach()) for one in socket.socketpair())
-    theirs.give_memory()
-    ours.take_memory()
-    frames, landing = FrameSocket(ours), Landing()
-    assert ours.memory is not None
+@locally
+def test_what_nobody_holds_is_written_to_again(server: Server) -> None:
+    vec = remote([server.open(), server.open()], 2)
+    vec.reset(seed=1)
+    seen = {vec.step(np.zeros(4, int))[0].ctypes.data for _ in range(20)}
+    assert len(seen) <= 3
+    held = [vec.step(np.zeros(4, int))[0][1, 10:20] for _ in range(MOST_LENT)]  # a view of it is held, too
+    copies = [one.copy() for one in held]
+    assert not is_lent(vec.step(np.zeros(4, int))[0])
+    for _ in range(5):
+        vec.step(np.zeros(4, int))
+    assert all(map(np.array_equal, held, copies))
+    held.clear()
+    vec.step(np.zeros(4, int))
+    assert is_lent(vec.step(np.zeros(4, int))[0])
+    vec._core.close()
+
+
+@locally
+def test_a_forked_child_keeps_what_it_saw(server: Server) -> None:
+    vec = remote([server.open()], 2)
+    vec.reset(seed=1)
+    vec.step(np.zeros(2, int))
+    seen = vec.step(np.zeros(2, int))[0]
+    ours, theirs = multiprocessing.get_context("fork").Pipe()
+    before = seen.copy()
+    child = os.fork()
+    if child == 0:
+        theirs.recv()
+        os._exit(0 if np.array_equal(seen, before) else 1)
+    del seen
+    for _ in range(10):
+        vec.step(np.zeros(2, int))
+    gc.collect()
+    ours.send("look")
+    assert os.waitpid(child, 0)[1] == 0
+    assert not is_lent(vec.step(np.zeros(2, int))[0])
+    vec._core.close()
+
+
+@locally
+def test_without_copies_it_is_one_and_the_same_array(server: Server) -> None:
+    vec = remote([server.open(), server.open()], 2, copy=False)
+    local = gym.vector.SyncVectorEnv([PictureEnv] * 4, copy=False)
+    assert_same(vec.reset(seed=3), local.reset(seed=3))
+    seen = [vec.step(np.zeros(4, int))[0] for _ in range(5)]
+    local_seen = [local.step(np.zeros(4, int))[0] for _ in range(5)]
+    assert all(one is seen[0] for one in seen)
+    assert_same(seen[0], local_seen[0])
+    vec._core.close()
+
+
+@locally
+def test_one_env_runner_by_the_network_and_one_by_memory(server: Server) -> None:
+    here = server.open()
+    server._way = "network"
+    vec, local = remote([here, server.open()], 2), gym.vector.SyncVectorEnv([PictureEnv] * 4)
+    assert_same(vec.reset(seed=3), local.reset(seed=3))
+    for _ in range(5):
+        assert_same(vec.step(np.zeros(4, int)), local.step(np.zeros(4, int)))
+    vec._core.close()
+
+
+@pytest.mark.parametrize("wrong", ["place", "layout", "size", "nobody asked", "too long"])
+def test_an_answer_elsewhere_is_none(wrong: str) -> None:
+    """No view of anything but the room that was given for it is ever made."""
+    theirs, ours = map(FrameSocket, socket.socketpair())
+    landing = Landing()
     step = m.RowsStepped(np.zeros((1, 70_000), np.uint8), np.zeros(1), np.zeros(1, bool), np.zeros(1, bool), [], [])
-    theirs.sendall(b"".join(bytes(buffer) for buffer in Encoder().encode(step)[0]))
-    wait_until(lambda: frames.get(landing) is not None)
-    assert landing.shared is not None
-    good = landing.shared.next()
-    theirs.sendall(PREFIX.pack(1 + SHARED, 0, good))
-    wait_until(lambda: frames.get(landing) is not None)
-    theirs.sendall(PREFIX.pack(1 + SHARED, 0, good + at) if at else PREFIX.pack(1 + SHARED, 1 << 20, good))
-    with pytest.raises(FrameError, match="not told to" if at else "which no message has"):
-        wait_until(lambda: frames.get(landing) is not None)
-    frames.close()
+    rest = bytes(24)
+    send = theirs.socket.sendall
+
+    def received() -> Any:
+        messages: list[Any] = []
+        wait_until(lambda: bool(messages.append(ours.get(landing)) or messages[-1]))
+        return messages[-1]
+
+    theirs.put(step)
+    wait_until(theirs.flush)
+    received()
+    landing.room = Room(64, np.zeros((1, 70_000), np.uint8))
+    send(PREFIX.pack(1 + WRITTEN, 0, 64) + rest)
+    assert received().observations is landing.room.array
+    if wrong == "nobody asked":
+        landing.room = None
+    elif wrong == "size":
+        landing.room = Room(64, np.zeros((1, 69_999), np.uint8))
+    number, pickle_bytes = 2 if wrong == "layout" else 1, 1 << 20 if wrong == "too long" else 0
+    send(PREFIX.pack(number + WRITTEN, pickle_bytes, 72 if wrong == "place" else 64) + rest)
+    with pytest.raises(FrameError, match="which no message has" if wrong == "too long" else "not told to"):
+        received()
+    ours.close()
     theirs.close()
 
 
