@@ -157,13 +157,9 @@ class _RemoteRows(VectorEnv):
         )
 
     def _infos(self, parts: Sequence[Any]) -> dict[str, Any]:
+        if (joined := _joined(parts)) is not None:
+            return joined
         infos: dict[str, Any] = {}
-        if (table := _joined(parts)) is not None:
-            columns = np.ascontiguousarray(table.values.T)
-            marks = np.ones(columns.shape, np.bool_)
-            for key, kind, column, mark in zip(table.keys, table.types, columns, marks, strict=True):
-                infos[key], infos[f"_{key}"] = column.astype(kind, copy=False), mark
-            return infos
         for rows, part in zip(self._core.ranges, parts, strict=True):
             for local_row, info, final in rows_of(part):
                 infos = self._add_row_info(infos, info, final, rows.start + local_row)
@@ -357,12 +353,21 @@ class RemoteAsyncVectorEnv(_RemoteRows, AsyncVectorEnv):
             raise
 
 
-def _joined(infos: Sequence[Any]) -> InfoTable | None:
-    """One table, where every part's infos are one with the same columns."""
-    first = infos[0]
-    if not all(type(part) is InfoTable and part.keys == first.keys and part.types == first.types for part in infos):
-        return None
-    return first._replace(values=np.concatenate([part.values for part in infos]))
+def _joined(parts: Sequence[Any]) -> dict[str, Any] | None:
+    """The infos of all rows, where every part's are one table with the same columns."""
+    keys, types = parts[0][:2] if type(parts[0]) is InfoTable else ((), ())
+    values = []
+    for part in parts:
+        if type(part) is not InfoTable or part.keys != keys or part.types != types:
+            return None
+        values.append(part.values)
+    columns = np.concatenate(values).T.copy()
+    marks = np.ones(columns.shape, np.bool_)
+    infos: dict[str, Any] = {}
+    for key, kind, column, mark in zip(keys, types, columns, marks, strict=True):
+        infos[key] = column if kind is np.float64 or kind is float else column.astype(kind)
+        infos[f"_{key}"] = mark
+    return infos
 
 
 def _refuse_spaces_that_no_memory_can_share(space: gymnasium.Space, context: Any) -> None:
