@@ -394,6 +394,7 @@ class Fleet:
         """End them all, those that did not come up included, and give units back that were granted."""
         for runner in self.runners:
             runner.channel.close()
+        self._let_go_of_memory()
         for actor in list(self._actors):
             self._kill(actor)
         self._give_back()
@@ -402,6 +403,11 @@ class Fleet:
         """In a forked child: they are the parent's."""
         for runner in self.runners:
             runner.channel.abandon()
+        self._let_go_of_memory()
+
+    def _let_go_of_memory(self) -> None:
+        if self._streams is not None and self._streams.memory is not None:
+            self._streams.memory.close()
 
     def _give_back(self) -> None:
         import ray
