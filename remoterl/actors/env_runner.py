@@ -54,14 +54,12 @@ class EnvRunner:
         self._pid = os.getpid()
         self._rows: dict[int, Rows] = {}
         self._steps = 0
-        self._room: Any = None
         self._channel = "actor"
         self._listener: StreamListener | None = None
         self._handlers: dict[type, Callable[[Any], Any]] = {
             m.OpenRows: self._open,
             m.ResetRows: self._reset,
             m.ReviveRows: self._revive,
-            m.StepRows: self._step,
             m.CallRows: self._call,
             m.SetAttribute: self._set_attribute,
             m.IsWrapped: self._is_wrapped,
@@ -122,9 +120,9 @@ class EnvRunner:
 
     def _answer(self, request: Any, room: Any = None) -> Any:
         """`room`: memory, as bytes, to which a step's observations may be written."""
-        self._room = room
+        reply: Any
         try:
-            reply = self._handlers[type(request)](request)
+            reply = self._step(request, room) if type(request) is m.StepRows else self._handlers[type(request)](request)
         except RowsError as error:
             reply = m.RowsFailed(error.errors)
         except BaseException as error:
@@ -172,9 +170,9 @@ class EnvRunner:
         self._rows[request.vector_id].revive(request.seeds, request.observations)
         return m.RowsReset(None, [])
 
-    def _step(self, request: m.StepRows) -> m.RowsStepped:
+    def _step(self, request: m.StepRows, room: Any) -> m.RowsStepped:
         rows = self._rows[request.vector_id]
-        reply = rows.step(m.unpack(request.actions), self._room)
+        reply = rows.step(m.unpack(request.actions), room)
         self._steps += rows.num_rows
         return reply
 

@@ -169,7 +169,8 @@ class Decoder:
 
 
 class Room(NamedTuple):
-    """A place in shared memory for the observations of some rows, which has just their shape and dtype."""
+    """A place in shared memory for the observations of some rows: to the trainer an array of just their shape and
+    dtype, to an env runner bytes."""
 
     at: int
     array: np.ndarray

@@ -165,13 +165,15 @@ class FrameSocket:
                 continue
             else:
                 layout, pickle_bytes, body_bytes = PREFIX.unpack_from(self._small, self._start)
-                reader = self._decoder.readers.get(layout)
-                if layout >= WRITTEN:
-                    layout, body_bytes, reader = self._short(layout - WRITTEN, body_bytes, landing)
+                is_short = layout >= WRITTEN
+                if is_short:
+                    body_bytes, reader = self._short(layout - WRITTEN, body_bytes, landing)
+                else:
+                    reader = self._decoder.readers.get(layout)
                 start = self._start + PREFIX.size
                 end = start + pickle_bytes + body_bytes
                 if end - self._start > SMALL_BYTES:
-                    if end - start > MAX_FRAME_BYTES or reader is not self._decoder.readers.get(layout):
+                    if end - start > MAX_FRAME_BYTES or is_short:
                         raise FrameError(f"the other end announced {end - start} bytes, which no message has")
                     self._large = _LargeFrame(layout, pickle_bytes, body_bytes)
                     self._start = start + self._large.take(self._view[start : self._end])
@@ -185,7 +187,7 @@ class FrameSocket:
                 if reader is not None:
                     between = start + body_bytes
                     try:  # what is cut out of `_small` is a copy, and stays when more is received
-                        if landing is not None and reader is self._decoder.readers[layout]:
+                        if landing is not None and not is_short:
                             self._decoder.prepare(layout, pickle_bytes, landing)
                         return reader(self._small[between:end], self._small[start:between])
                     except Exception as error:
@@ -197,7 +199,7 @@ class FrameSocket:
 
     def _short(self, layout: int, at: int, landing: Landing | None) -> Any:
         try:
-            return layout, *self._decoder.short_reader(layout, at, landing)
+            return self._decoder.short_reader(layout, at, landing)
         except LookupError as error:
             raise FrameError(f"the other end wrote where it was not told to ({error})") from error
 

@@ -148,9 +148,9 @@ class VectorCore:
         classes = {type(channel) for channel in self._channels}
         self._receive_all = (classes.pop() if len(classes) == 1 else Channel).receive_all
         self._land_elsewhere()
-        # From the first batches on that an env runner with memory made; new ones after a loss, since whoever was given
-        # up may write to the old ones.
+        # After a loss new ones, since whoever was given up may write to the old ones.
         self._batches: LentBatches | None = None
+        # Until the first observations say whether there are to be any.
         self._memory = next((one.memory for one in self._channels if one.memory is not None), None)
 
     @classmethod
@@ -309,11 +309,8 @@ class VectorCore:
             own = actions[part.where]
             shipped = own if is_plain else m.pack(own)
             landing.room = room
-            requests.append(
-                m.StepRows(part.id, shipped)
-                if room is None
-                else m.StepRows(part.id, shipped, room.at, room.array.nbytes)
-            )
+            where = () if room is None else (room.at, room.array.nbytes)
+            requests.append(m.StepRows(part.id, shipped, *where))
         return self.scatter(requests, self._landings, batch)
 
     def _decide_whether_to_lend(self, memory: SharedMemory) -> None:

@@ -355,18 +355,15 @@ class RemoteAsyncVectorEnv(_RemoteRows, AsyncVectorEnv):
 
 def _joined(parts: Sequence[Any]) -> dict[str, Any] | None:
     """The infos of all rows, where every part's are one table with the same columns."""
-    keys, types = parts[0][:2] if type(parts[0]) is InfoTable else ((), ())
-    values = []
+    first = parts[0]
     for part in parts:
-        if type(part) is not InfoTable or part.keys != keys or part.types != types:
+        if type(part) is not InfoTable or part.keys != first.keys or part.types != first.types:
             return None
-        values.append(part.values)
-    columns = np.concatenate(values).T.copy()
+    columns = np.concatenate([part.values for part in parts]).T.copy()
     marks = np.ones(columns.shape, np.bool_)
     infos: dict[str, Any] = {}
-    for key, kind, column, mark in zip(keys, types, columns, marks, strict=True):
-        infos[key] = column if kind is np.float64 or kind is float else column.astype(kind)
-        infos[f"_{key}"] = mark
+    for key, kind, column, mark in zip(first.keys, first.types, columns, marks, strict=True):
+        infos[key], infos[f"_{key}"] = column.astype(kind, copy=False), mark
     return infos
 
 

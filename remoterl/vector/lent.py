@@ -8,7 +8,8 @@ script forks would see what is written; from then on the script gets copies.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,16 @@ class Batch:
         return self._array if self._is_lent else self._array.copy()
 
 
+@dataclass
+class _Place:
+    """Memory for one array. `array`: the last one there, while anybody holds it."""
+
+    at: int
+    memory: memoryview
+    is_lent: bool  # else the script gets copies
+    array: Callable[[], np.ndarray | None] = lambda: None
+
+
 class LentBatches:
     """The arrays of one vector env, made when they are needed.
 
@@ -55,27 +66,25 @@ class LentBatches:
         self._ranges = ranges
         self._shape, self._dtype = (ranges[-1].stop, *like.shape), like.dtype
         self._size_bytes = ranges[-1].stop * like.nbytes
-        self._memories: list[tuple[int, memoryview]] = []  # where it is, and the memory itself
-        self._arrays: list[weakref.ref[np.ndarray]] = []  # the last one in each
+        self._places: list[_Place] = []
         self._forks = forks()
         self._lends = True
 
     def next(self) -> Batch | None:
         """One that nobody holds; None where there is no memory for it."""
         if self._lends and self._forks != forks():  # a child may hold them, and another one may come
-            self._memories, self._arrays, self._lends = [], [], False
-        index = 0
-        while index < len(self._arrays) and self._arrays[index]() is not None:
-            index += 1
-        if index == len(self._arrays):
+            self._places, self._lends = [], False
+        place = next((one for one in self._places if one.array() is None), None)
+        if place is None:
             try:
-                self._memories.append(self._memory.make(self._size_bytes))
+                at, memory = self._memory.make(self._size_bytes)
             except (OSError, ValueError):
                 return None
-        at, memory = self._memories[index]
-        array = np.ndarray(self._shape, self._dtype, memory)
-        self._arrays[index:] = [weakref.ref(array), *self._arrays[index + 1 :]]
-        return Batch(array, at, self._ranges, is_lent=self._lends and index < MOST_LENT)
+            place = _Place(at, memory, self._lends and len(self._places) < MOST_LENT)
+            self._places.append(place)
+        array = np.ndarray(self._shape, self._dtype, place.memory)
+        place.array = weakref.ref(array)
+        return Batch(array, place.at, self._ranges, place.is_lent)
 
 
 def lent_for(memory: SharedMemory, ranges: Sequence[range], parts: Sequence[Any]) -> LentBatches | None:

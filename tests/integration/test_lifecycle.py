@@ -54,6 +54,11 @@ def own_variables() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith(("REMOTERL", "RAY_AUTH"))}
 
 
+def memories() -> int:
+    """Descriptors of memory that this process shares with env runners."""
+    return sum("memfd:remoterl" in os.path.realpath(f"/proc/self/fd/{one}") for one in os.listdir("/proc/self/fd"))
+
+
 @pytest.mark.parametrize("kind", [*KINDS, "local"])
 def test_everything_is_as_before_after_shutdown(cluster, kind: str) -> None:
     from gymnasium import make as imported_earlier
@@ -69,9 +74,11 @@ def test_everything_is_as_before_after_shutdown(cluster, kind: str) -> None:
         remoterl.init(KEY, role="simulator")
     env = imported_earlier("CartPole-v1")
     assert type(env).__name__ == "RemoteEnv"
+    assert memories() == 1
     remoterl.shutdown()
     remoterl.shutdown()
     assert not remoterl.is_initialized()
+    assert memories() == 0
     with pytest.raises(gym.error.ClosedEnvironmentError):
         env.reset()
     assert patched_places() == before
