@@ -84,13 +84,13 @@ class ReviveRows(NamedTuple):
 class StepRows(NamedTuple):
     """Step rows. Answered by `RowsStepped`. `actions`: one a row of this env runner, array or list, packed.
 
-    `at`: where in the memory that both ends share the answer's arrays go, if they need no more than `room` bytes.
+    `room`: where in the memory that both ends share the arrays of the answer's observations may go, one after the
+    other: int64, (arrays, 2), the place where each begins, and how many bytes it has.
     """
 
     vector_id: int
     actions: Any
-    at: int | None = None
-    room: int | None = None
+    room: np.ndarray | None = None
 
 
 class CallRows(NamedTuple):

@@ -13,7 +13,7 @@ import pickle
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,11 +118,13 @@ class EnvRunner:
         except Exception as error:
             return m.encode(self._unpicklable(request, reply, error))
 
-    def _answer(self, request: Any, room: Any = None) -> Any:
-        """`room`: memory, as bytes, to which a step's observations may be written."""
+    def _answer(self, request: Any, rooms: Sequence[Any] = ()) -> Any:
+        """`rooms`: memory, as bytes, to which the arrays of a step's observations may be written."""
         reply: Any
         try:
-            reply = self._step(request, room) if type(request) is m.StepRows else self._handlers[type(request)](request)
+            reply = (
+                self._step(request, rooms) if type(request) is m.StepRows else self._handlers[type(request)](request)
+            )
         except RowsError as error:
             reply = m.RowsFailed(error.errors)
         except BaseException as error:
@@ -170,9 +172,9 @@ class EnvRunner:
         self._rows[request.vector_id].revive(request.seeds, request.observations)
         return m.RowsReset(None, [])
 
-    def _step(self, request: m.StepRows, room: Any) -> m.RowsStepped:
+    def _step(self, request: m.StepRows, rooms: Sequence[Any]) -> m.RowsStepped:
         rows = self._rows[request.vector_id]
-        reply = rows.step(m.unpack(request.actions), room)
+        reply = rows.step(m.unpack(request.actions), rooms)
         self._steps += rows.num_rows
         return reply
 

@@ -14,7 +14,7 @@ import inspect
 import reprlib
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NoReturn
 
@@ -82,11 +82,11 @@ class Rows(ABC):
         """Reset the rows of the mask (None: all)."""
 
     @abstractmethod
-    def step(self, actions: Any, room: np.ndarray | None = None) -> RowsStepped:
+    def step(self, actions: Any, rooms: Sequence[np.ndarray] = ()) -> RowsStepped:
         """Step every row, with the autoreset that the local class does.
 
         Args:
-            room: bytes to which the batch of observations may be written, if it has just that size.
+            rooms: bytes to which each array of the batch of observations may be written, if it has just that size.
         """
 
     def revive(self, seeds: Sequence[int | None], observations: Any) -> None:
@@ -235,7 +235,7 @@ class GymnasiumRows(Rows):
         except Exception as error:
             self._name_misfits(error, self._require_fit)
 
-    def step(self, actions: Any, room: np.ndarray | None = None) -> RowsStepped:
+    def step(self, actions: Any, rooms: Sequence[np.ndarray] = ()) -> RowsStepped:
         num_rows = len(self.envs)
         rewards: list[Any] = [0.0] * num_rows
         terminations: list[Any] = [False] * num_rows
@@ -274,7 +274,7 @@ class GymnasiumRows(Rows):
             terminated_rows, truncated_rows = ends[:num_rows], ends[num_rows:]
             self._finished = [ended or cut for ended, cut in zip(terminations, truncations, strict=True)]
             return RowsStepped(
-                self._batch(room),
+                self._batch(rooms),
                 self._rewards(rewards),
                 terminated_rows,
                 truncated_rows,
@@ -299,21 +299,34 @@ class GymnasiumRows(Rows):
         if observations is not None:
             self._observations = list(iterate(batch_space(self._space, len(self)), observations))
 
-    def _batch(self, room: np.ndarray | None = None) -> Any:
-        batch = _batched(self._observations, self._buffer, room)
+    def _batch(self, rooms: Sequence[np.ndarray] = ()) -> Any:
+        return self._beside(self._space, self._observations, self._buffer, iter(rooms))
+
+    def _beside(self, space: spaces.Space, values: list[Any], buffer: Any, rooms: Iterator[np.ndarray]) -> Any:
+        """As Gymnasium's `concatenate`."""
+        if isinstance(space, spaces.Dict):
+            return {
+                key: self._beside(part, [value[key] for value in values], buffer[key], rooms)
+                for key, part in space.items()
+            }
+        if isinstance(space, spaces.Tuple):
+            return tuple(
+                self._beside(part, [value[index] for value in values], buffer[index], rooms)
+                for index, part in enumerate(space.spaces)
+            )
+        batch = _batched(values, buffer, next(rooms, None))
         if batch is not None:
             return batch
-        self._buffer = concatenate(self._space, [self._stored(one) for one in self._observations], self._buffer)
-        return self._buffer
+        return concatenate(space, [self._stored(space, value) for value in values], buffer)
 
-    def _stored(self, observation: Any) -> Any:
+    def _stored(self, space: spaces.Space, value: Any) -> Any:
         """As it is when it is put beside the others."""
-        return observation
+        return value
 
     def _require_fit(self, row: int) -> None:
         observation = self._observations[row]
         try:
-            concatenate(self._space, [self._stored(observation)], create_empty_array(self._space, n=1, fn=np.zeros))
+            self._beside(self._space, [observation], create_empty_array(self._space, n=1, fn=np.zeros), iter(()))
         except Exception as error:
             raise _misfit(error, observation, self._space) from error
 
@@ -336,8 +349,13 @@ class AsyncRows(UnsharedAsyncRows):
 
     _resets_begin_anew = True
 
-    def _stored(self, observation: Any) -> Any:
-        return _written(self._space, observation)
+    def _stored(self, space: spaces.Space, value: Any) -> Any:
+        """As Gymnasium's `write_to_shared_memory` does it: any type is cast, any shape of the right size will do."""
+        if not isinstance(space, ARRAY_SPACES):
+            return value
+        memory = np.empty(space.shape or (), space.dtype)
+        np.copyto(memory.reshape(-1), np.asarray(value, dtype=space.dtype).flatten())
+        return memory
 
 
 class StableBaselinesRows(Rows):
@@ -373,7 +391,7 @@ class StableBaselinesRows(Rows):
         except Exception as error:
             self._name_misfits(error, self._require_fit)
 
-    def step(self, actions: Any, room: np.ndarray | None = None) -> RowsStepped:
+    def step(self, actions: Any, rooms: Sequence[np.ndarray] = ()) -> RowsStepped:
         rewards: list[Any] = [0.0] * len(self)
         dones: list[Any] = [False] * len(self)
         observations = self._observations
@@ -402,7 +420,7 @@ class StableBaselinesRows(Rows):
                 columns = _column(rewards, np.float32), _column(dones, np.bool_)
             else:
                 columns = _stack(rewards), _stack(dones)
-            return RowsStepped(self._batch(room), *columns, None, _tabled(infos, len(self)), reset_infos)
+            return RowsStepped(self._batch(rooms), *columns, None, _tabled(infos, len(self)), reset_infos)
         except Exception as error:
 
             def fits(row: int) -> None:
@@ -412,8 +430,9 @@ class StableBaselinesRows(Rows):
 
             self._name_misfits(error, fits)
 
-    def _batch(self, room: np.ndarray | None = None) -> Any:
-        leaves = {key: self._leaf(key, space, room if key is None else None) for key, space in _leaves(self._space)}
+    def _batch(self, rooms: Sequence[np.ndarray] = ()) -> Any:
+        free = iter(rooms)
+        leaves = {key: self._leaf(key, space, next(free, None)) for key, space in _leaves(self._space)}
         if isinstance(self._space, spaces.Dict):
             return leaves
         return tuple(leaves.values()) if isinstance(self._space, spaces.Tuple) else leaves[None]
@@ -462,7 +481,7 @@ class WholeRows(Rows):
         [(observation, info)] = self._each([0], lambda row: self.envs[row].reset(seed=seed, options=options[0]))
         return RowsReset(observation, [(0, info)])
 
-    def step(self, actions: Any, room: np.ndarray | None = None) -> RowsStepped:
+    def step(self, actions: Any, rooms: Sequence[np.ndarray] = ()) -> RowsStepped:
         if self._unstarted and isinstance(self.envs[0], VectorEnv):  # its own autoreset, on the step after the end
             reset, nothing = self.reset([None], [None], None), np.zeros(self.num_rows)
             over = nothing.astype(np.bool_)
@@ -564,19 +583,6 @@ def _name(env: Any) -> str:
         return ""
     spec = getattr(env, "spec", None)
     return spec.id if isinstance(spec, EnvSpec) else type(getattr(env, "unwrapped", env)).__name__
-
-
-def _written(space: spaces.Space, value: Any) -> Any:
-    """As Gymnasium's `write_to_shared_memory` does it: any type is cast, any shape of the right size will do."""
-    if isinstance(space, spaces.Dict):
-        return {key: _written(subspace, value[key]) for key, subspace in space.items()}
-    if isinstance(space, spaces.Tuple):
-        return tuple(_written(subspace, part) for subspace, part in zip(space.spaces, value, strict=False))
-    if not isinstance(space, ARRAY_SPACES):
-        return value
-    memory = np.empty(space.shape or (), space.dtype)
-    np.copyto(memory.reshape(-1), np.asarray(value, dtype=space.dtype).flatten())
-    return memory
 
 
 def _leaves(space: spaces.Space) -> list[tuple[Any, spaces.Space]]:

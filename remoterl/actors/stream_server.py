@@ -29,8 +29,8 @@ def serve(
 
     Args:
         connected: to the trainer, authenticated.
-        answer: makes the reply to a request, whose observations can be written to the memory that comes with it (bytes,
-            or None); never raises.
+        answer: makes the reply to a request, whose observations can be written to the memory that comes with it (bytes
+            for each of their arrays, or nothing); never raises.
         failed: makes the reply in place of one that can't be pickled (request, reply, error).
     """
     set_options(connected)
@@ -52,7 +52,7 @@ def serve(
             else:
                 came_soon = time.perf_counter() - replied_at < SPIN_S
                 room = frames.room(request)
-                reply = answer(request, None if room is None else room.array)
+                reply = answer(request, () if room is None else room.arrays)
             try:
                 frames.put(reply, room)
             except Exception as error:

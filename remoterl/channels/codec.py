@@ -4,9 +4,10 @@ A frame is `PREFIX`, then two sections: a pickle, and a body of raw buffers. A s
 count, are nearly all array: their first frame defines a *layout* (which class, which dtypes and shapes), and from
 then on a frame is the layout's number and the arrays' bytes, which come first, so that they are always in the same
 place. Pickling and unpickling a step's four small arrays costs 55 us, as much as ten CartPole steps; by a layout it
-is 8 us. What comes with some steps only, an episode's infos, is marshalled where it is plain. Large observations are
-left out where the env runner has written them into shared memory. Everything else is pickled, with large buffers beside
-the pickle (protocol 5), so that they are neither joined nor copied; there the pickle comes first.
+is 8 us. Observations that are dicts or tuples of arrays have a place for each. What comes with some steps only, an
+episode's infos, is marshalled where it is plain. Large observations are left out where the env runner has written them
+into shared memory. Everything else is pickled, with large buffers beside the pickle (protocol 5), so that they are
+neither joined nor copied; there the pickle comes first.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ import io
 import marshal
 import pickle
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
 import cloudpickle
 import numpy as np
 
+from remoterl.channels.trees import Outline, build, flatten, leaves_of
 from remoterl.messages import InfoTable, RowsStepped, StepRows
 
 PREFIX = struct.Struct("<QQQ")  # layout's number (or PICKLED, DEFINITION), bytes of the pickle, bytes of the body
 PICKLED, DEFINITION = 0, 0xFFFF_FFFF
-WRITTEN = 1 << 32  # added to a layout's number: its first array is in shared memory, and the third number says where
+WRITTEN = 1 << 32  # added to a layout's number: observations are in shared memory, and the third number says where
 MAX_FRAME_BYTES = 1 << 34  # more than any message has: what says so is no frame
 MAX_LAYOUTS = 256  # a vector env needs two; steps whose arrays change their shape each time are pickled after these
 BESIDE_BYTES = 16_384  # a buffer from this size on travels beside the pickle
@@ -55,10 +57,17 @@ class Field(Enum):
     REST = "the next value of the frame's pickle; an empty list where the frame has none"
 
 
+class Tree(NamedTuple):
+    """What a field of observations is in a layout, where it is a dict or a tuple of arrays."""
+
+    outline: Outline
+    leaves: tuple[tuple[np.dtype, tuple[int, ...]], ...]
+
+
 class Place(NamedTuple):
     """Where a field's value lies in the body, as an array."""
 
-    at: int  # the field's index
+    at: int  # the field's index; the leaves of a tree have the same
     dtype: np.dtype
     shape: tuple[int, ...]
     start: int
@@ -71,11 +80,18 @@ class Layout(NamedTuple):
     """What the frames of one kind of step have in common. It travels pickled, once."""
 
     number: int
-    message_class: type
+    message_class: Any  # StepRows or RowsStepped
     places: tuple[Place, ...]
     nothing: tuple[int, ...]  # indices of the fields that are None ...
     rest: tuple[int, ...]  # ... and of those that are in the pickle
     body_bytes: int
+    outline: Outline  # of the observations
+    leaves: int  # how many of the places, the first ones, are the observations'
+
+    @property
+    def leaf_bytes(self) -> int:
+        """What the observations take, with their padding."""
+        return self.places[self.leaves].start if len(self.places) > self.leaves else self.body_bytes
 
 
 class Encoder:
@@ -103,7 +119,7 @@ class Encoder:
 
     def _by_other_layout(self, message: Any) -> tuple[list[Buffer], int] | None:
         """By one that was used before, or a new one, whose definition goes ahead; None where it has no layout."""
-        kinds = tuple(_kind(value) for value in message)
+        kinds = _kinds(message)
         write = self._writers.get((type(message), kinds))
         if write is not None:
             self._usual[type(message)] = write
@@ -132,7 +148,7 @@ class Decoder:
     def __init__(self) -> None:
         self._layouts: dict[int, Layout] = {}
         self.readers: dict[int, Callable[[Buffer, Buffer], Any]] = {}
-        self._short_readers: dict[int, Callable[[Buffer, Buffer, np.ndarray], Any]] = {}
+        self._short_readers: dict[int, Callable[[Buffer, Buffer, Sequence[np.ndarray]], Any]] = {}
 
     def define(self, pickled: Buffer) -> None:
         """Learn a layout from a frame of the kind `DEFINITION`."""
@@ -151,17 +167,18 @@ class Decoder:
         """
         layout = self._layouts[number]
         room = landing.room if landing is not None else None
-        first = layout.places[0]
-        if room is None or room.at != at or first.at != OBSERVATIONS or first.table is not None:
+        if room is None or room.at != at or not layout.leaves or layout.leaves != len(room.arrays):
             raise LookupError(f"nothing is wanted at {at}")
-        written = room.array
-        if written.dtype != first.dtype or written.shape != first.shape:
-            try:
-                written = np.ndarray(first.shape, first.dtype, written)
-            except TypeError as error:
-                raise LookupError(f"there is too little room at {at}") from error
+        written = []
+        for array, place in zip(room.arrays, layout.places, strict=False):
+            if array.dtype != place.dtype or array.shape != place.shape:
+                try:
+                    array = np.ndarray(place.shape, place.dtype, array)
+                except TypeError as error:
+                    raise LookupError(f"there is too little room at {at}") from error
+            written.append(array)
         read = self._short_readers.get(number) or self._short_readers.setdefault(number, _reader(layout, True))
-        return layout.body_bytes - _first_bytes(layout), lambda pickled, body: read(pickled, body, written)
+        return layout.body_bytes - layout.leaf_bytes, lambda pickled, body: read(pickled, body, written)
 
     def prepare(self, number: int, pickle_bytes: int, landing: Landing) -> None:
         """Let the next frames like this one land."""
@@ -169,11 +186,20 @@ class Decoder:
 
 
 class Room(NamedTuple):
-    """A place in shared memory for the observations of some rows: to the trainer an array of just their shape and
-    dtype, to an env runner bytes."""
+    """Shared memory for the observations of some rows.
 
-    at: int
-    array: np.ndarray
+    Attributes:
+        places: int64, (arrays, 2): where each begins, and how many bytes it has.
+        arrays: to the trainer those of the observations, with their shapes and dtypes; to an env runner bytes.
+    """
+
+    places: np.ndarray
+    arrays: list[np.ndarray]
+
+    @property
+    def at(self) -> int:
+        """Where it begins."""
+        return int(self.places[0, 0])
 
 
 class Landing:
@@ -239,6 +265,25 @@ class Landing:
         return RowsStepped(*values)
 
 
+def _kinds(message: Any) -> tuple[Any, ...]:
+    kinds = tuple(_kind(value) for value in message)
+    if kinds[OBSERVATIONS] is Field.REST and type(message) is RowsStepped:
+        return _tree(message.observations), *kinds[1:]
+    return kinds
+
+
+def _tree(observations: Any) -> Any:
+    """A `Tree` that all others with its outline, dtypes and shapes fit, or `Field.REST`."""
+    flat = flatten(observations)
+    if flat is None or not flat[1]:
+        return Field.REST
+    outline, leaves = flat
+    kinds = [_kind(leaf) for leaf in leaves]
+    if Field.REST in kinds:
+        return Field.REST
+    return Tree(outline, tuple((dtype, shape) for dtype, shape, _, _ in kinds))
+
+
 def _kind(value: Any) -> Any:
     """What a field is in a layout: a `Field`, or dtype, shape, table and scalar of its place."""
     kind = type(value)
@@ -255,40 +300,61 @@ def _kind(value: Any) -> Any:
 
 def _is_better_pickled(message: Any, kinds: tuple[Any, ...]) -> bool:
     """Is what counts in the fields that a layout has no place for? A pickle sends large buffers beside itself."""
-    if any(type(kind) is not Field and kind[3] is None for kind in kinds):  # an array, or a table
+    if any(type(kind) is Tree or (type(kind) is not Field and kind[3] is None) for kind in kinds):  # arrays, or a table
         return False
     rest = [value for value, kind in zip(message, kinds, strict=True) if kind is Field.REST]
     return bool(rest) if type(message) is StepRows else any(type(value) is not list for value in rest)
 
 
 def _make_layout(number: int, message_class: type, kinds: tuple[Any, ...]) -> Layout:
-    places = []
+    places: list[Place] = []
     start = 0
     for index, kind in enumerate(kinds):
-        if type(kind) is not Field:
-            dtype, shape, table, scalar = kind
+        if type(kind) is Field:
+            continue
+        for dtype, shape, table, scalar in (
+            [(*leaf, None, None) for leaf in kind.leaves] if type(kind) is Tree else [kind]
+        ):
             stop = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
             padding = bytes(-stop % ALIGNMENT)
             places.append(Place(index, dtype, shape, start, padding, table, scalar))
             start = stop + len(padding)
     nothing = tuple(index for index, kind in enumerate(kinds) if kind is Field.NONE)
     rest = tuple(index for index, kind in enumerate(kinds) if kind is Field.REST)
-    return Layout(number, message_class, tuple(places), nothing, rest, start)
+    outline = next((kind.outline for kind in kinds if type(kind) is Tree), None)
+    leaves = 0
+    if message_class is RowsStepped:
+        leaves = sum(place.at == OBSERVATIONS and place.scalar is None for place in places)
+    return Layout(number, message_class, tuple(places), nothing, rest, start, outline, leaves)
 
 
 def _writer(layout: Layout) -> _Writer:
     """What makes a frame of a message of this layout, and returns None for any other. The hot path: everything that is
     the same each time is looked up here, once."""
     number, body_bytes, nothing, rest = layout.number, layout.body_bytes, layout.nothing, layout.rest
+    outline, of_tree = layout.outline, 0 if layout.outline is None else layout.leaves
+    leaf_fields = [(place.dtype, place.shape, place.padding) for place in layout.places[:of_tree]]
     fields = [
         (place.at, _scalar_writer(place), place.scalar, place.dtype, place.shape, place.padding, place.table)
-        for place in layout.places
+        for place in layout.places[of_tree:]
     ]
     ndarray, none_pickled = np.ndarray, PREFIX.pack(number, 0, body_bytes)
     size_bytes = PREFIX.size + body_bytes
 
     def write(message: Any) -> tuple[list[Buffer], int] | None:
         buffers: list[Buffer] = [none_pickled]
+        if outline is not None:
+            leaves = leaves_of(message[OBSERVATIONS], outline)
+            if leaves is None:
+                return None
+            for value, (dtype, shape, padding) in zip(leaves, leaf_fields, strict=True):
+                if type(value) is not ndarray or value.dtype != dtype or value.shape != shape:
+                    return None
+                if not value.flags.c_contiguous:
+                    return None
+                buffers.append(value)
+                if padding:
+                    buffers.append(padding)
         for index, write_scalar, scalar, dtype, shape, padding, table in fields:
             value = message[index]
             if write_scalar is not None:
@@ -337,26 +403,27 @@ def _scalar_writer(place: Place) -> Callable[[Any], bytes] | None:
     return lambda value: value.tobytes() + padding
 
 
-def _first_bytes(layout: Layout) -> int:
-    """What the first place and its padding take."""
-    return layout.places[1].start if len(layout.places) > 1 else layout.body_bytes
-
-
 def _reader(layout: Layout, is_short: bool = False) -> Callable[..., Any]:
     """What makes a message of this layout from a frame's pickle and body, and (`is_short`) observations which the body
     lacks."""
-    message_class, rest = layout.message_class, layout.rest
-    num_fields = len(layout.places) + len(layout.nothing) + len(rest)
-    missing = _first_bytes(layout) if is_short else 0
+    message_class, rest, outline = layout.message_class, layout.rest, layout.outline
+    num_fields = len(message_class._fields)
+    of_tree = 0 if outline is None else layout.leaves
+    missing = layout.leaf_bytes if is_short else 0
+    leaf_fields = [(place.shape, place.dtype, place.start) for place in layout.places[:of_tree]]
     fields = [
         (place.at, _scalar_reader(place), place.dtype, place.shape, place.start - missing, place.table)
-        for place in layout.places[is_short:]
+        for place in layout.places[layout.leaves if is_short else of_tree :]
     ]
     ndarray = np.ndarray
 
-    def read(pickled: Buffer, body: Buffer, observations: Any = None) -> Any:
+    def read(pickled: Buffer, body: Buffer, written: Sequence[np.ndarray] = ()) -> Any:
         values: list[Any] = [None] * num_fields
-        values[OBSERVATIONS] = observations
+        if written:
+            values[OBSERVATIONS] = build(outline, iter(written))
+        elif outline is not None:
+            arrays = [ndarray(shape, dtype, body, start) for shape, dtype, start in leaf_fields]
+            values[OBSERVATIONS] = build(outline, iter(arrays))
         if rest:
             others = _loads_small(pickled) if pickled else [[] for _ in rest]
             for index, value in zip(rest, others, strict=True):

@@ -32,6 +32,7 @@ from remoterl.channels.codec import (
     beside_sizes,
 )
 from remoterl.channels.shared_memory import LocalSocket
+from remoterl.channels.trees import flatten
 from remoterl.messages import RowsStepped, StepRows
 
 SMALL_BYTES = MAX_LANDING_BYTES  # what arrives in a landing and does not fit is copied to where small frames are read
@@ -83,10 +84,11 @@ class FrameSocket:
 
     def room(self, request: Any) -> Room | None:
         """Where the answer to this request can be written: as bytes."""
-        if type(request) is not StepRows or request.at is None or request.room is None or self._memory is None:
+        if type(request) is not StepRows or request.room is None or self._memory is None:
             return None
         try:
-            return Room(request.at, np.frombuffer(self._memory.at(request.at, request.room), np.uint8))
+            whole = [self._memory.at(start, size_bytes) for start, size_bytes in request.room.tolist()]
+            return Room(request.room, [np.frombuffer(memory, np.uint8) for memory in whole])
         except (OSError, ValueError):
             return None
 
@@ -316,16 +318,23 @@ def _without_observations(
     """The frame when its observations are in the room, to which they are copied if they were not made there; as it was
     where that can't be."""
     number, pickle_bytes, _ = PREFIX.unpack(buffers[0])
-    if number in (PICKLED, DEFINITION) or buffers[1] is not observations or observations.nbytes > room.array.nbytes:
+    flat = flatten(observations)
+    if number in (PICKLED, DEFINITION) or flat is None or len(flat[1]) != len(room.arrays):
         return buffers, size_bytes
-    padding_bytes = -observations.nbytes % ALIGNMENT
-    left_bytes = size_bytes - observations.nbytes - padding_bytes
+    leaves, index, left_bytes = flat[1], 1, size_bytes
+    for leaf, memory in zip(leaves, room.arrays, strict=True):
+        if index >= len(buffers) or buffers[index] is not leaf or leaf.nbytes > memory.nbytes:
+            return buffers, size_bytes
+        padding_bytes = -leaf.nbytes % ALIGNMENT
+        index += 2 if padding_bytes else 1
+        left_bytes -= leaf.nbytes + padding_bytes
     if left_bytes > SMALL_BYTES:
         return buffers, size_bytes
-    if observations.base is not room.array:
-        room.array[: observations.nbytes] = observations.reshape(-1).view(np.uint8)
+    for leaf, memory in zip(leaves, room.arrays, strict=True):
+        if leaf.base is not memory:
+            memory[: leaf.nbytes] = leaf.reshape(-1).view(np.uint8)
     head = PREFIX.pack(number + WRITTEN, pickle_bytes, room.at)
-    return [head, *buffers[3 if padding_bytes else 2 :]], left_bytes
+    return [head, *buffers[index:]], left_bytes
 
 
 def _uninitialized(size_bytes: int) -> memoryview:

@@ -2,7 +2,7 @@
 bytes go through the socket. Linux.
 
 The trainer makes it, an anonymous file, and hands its descriptor to each env runner that has proven who it is. With a
-step he says where the observations go (`StepRows.at`). It has no name and is gone with the last process that has it.
+step he says where the observations go (`StepRows.room`). It has no name and is gone with the last process that has it.
 """
 
 from __future__ import annotations

@@ -309,8 +309,7 @@ class VectorCore:
             own = actions[part.where]
             shipped = own if is_plain else m.pack(own)
             landing.room = room
-            where = () if room is None else (room.at, room.array.nbytes)
-            requests.append(m.StepRows(part.id, shipped, *where))
+            requests.append(m.StepRows(part.id, shipped, None if room is None else room.places))
         return self.scatter(requests, self._landings, batch)
 
     def _decide_whether_to_lend(self, memory: SharedMemory) -> None:

@@ -18,6 +18,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from gymnasium.vector.async_vector_env import AsyncState
 from gymnasium.vector.utils import batch_differing_spaces, batch_space, create_shared_memory, iterate
 
+from remoterl.channels.trees import flatten
 from remoterl.errors import SpaceMismatchError, StepTimeoutError
 from remoterl.messages import ARRAY_SPACES, InfoTable, Target, rows_of
 from remoterl.vector import batches
@@ -54,6 +55,7 @@ class _RemoteRows(VectorEnv):
         self._set_observation_spaces(self.observation_mode)
         self._check_spaces()
         self._whole = batches.empty(self.single_observation_space, self.num_envs)
+        self._can_be_lent = self.copy and flatten(self._whole) is not None
         self._array_actions = isinstance(self.single_action_space, ARRAY_SPACES)
 
     def _spaces_of_rows(self, kind: str) -> list[gymnasium.Space]:
@@ -172,10 +174,9 @@ class _RemoteRows(VectorEnv):
 
     def _observe(self, parts: Sequence[Any], batch: Batch | None = None) -> Any:
         whole = self._whole
+        if batch is not None and self._can_be_lent and (written := batch.whole(parts, whole)) is not None:
+            return written
         if type(whole) is np.ndarray:
-            written = batch.whole(parts) if batch is not None and self.copy else None
-            if written is not None and written.dtype == whole.dtype and written.shape == whole.shape:
-                return written
             return np.concatenate(parts, out=np.empty_like(whole) if self.copy else whole, casting="unsafe")
         if self.copy:
             whole = batches.empty(self.single_observation_space, self.num_envs)

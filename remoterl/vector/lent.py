@@ -7,6 +7,7 @@ script forks would see what is written; from then on the script gets copies.
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,39 +18,72 @@ import numpy as np
 from remoterl.channels.codec import PLAIN_KINDS, Room
 from remoterl.channels.framing import SMALL_BYTES
 from remoterl.channels.shared_memory import SharedMemory, forks
+from remoterl.channels.trees import Outline, build, flatten, leaves_of
 
 MOST_LENT = 4  # a script that holds on to so many gets copies from then on
+ALIGNMENT_BYTES = 64  # of arrays beside each other
 
 
 class Batch:
-    """An array for one step.
+    """Memory for the observations of one step: an array, or a dict or tuple of them.
 
     Attributes:
         rooms: for the rows of each part.
+
+    Args:
+        outline: of the observations.
+        arrays: in its order, with the row on axis 0.
+        places: of the rooms.
+        ranges: the rows of each part.
+        is_lent: the script gets the arrays themselves, and no copies.
     """
 
-    def __init__(self, array: np.ndarray, at: int, ranges: Sequence[range], is_lent: bool) -> None:
-        self._array = array
+    def __init__(
+        self,
+        outline: Outline,
+        arrays: list[np.ndarray],
+        places: Sequence[np.ndarray],
+        ranges: Sequence[range],
+        is_lent: bool,
+    ) -> None:
+        self._outline = outline
+        self._arrays = arrays
         self._is_lent = is_lent
-        row_bytes = array.nbytes // len(array)
-        self.rooms = [Room(at + rows.start * row_bytes, array[rows.start : rows.stop]) for rows in ranges]
+        self.rooms = [
+            Room(place, [array[rows.start : rows.stop] for array in arrays])
+            for place, rows in zip(places, ranges, strict=True)
+        ]
 
-    def whole(self, parts: Sequence[Any]) -> np.ndarray | None:
-        """The array, for the script; None where a part was not written to its room."""
+    def whole(self, parts: Sequence[Any], like: Any = None) -> Any:
+        """The observations, for the script.
+
+        Returns:
+            None where a part was not written to its room, or they are not `like` these in outline, shapes and dtypes.
+        """
+        if like is not None and not self._is_like(like):
+            return None
         for part, room in zip(parts, self.rooms, strict=True):
-            if part is not room.array:
+            leaves = leaves_of(part, self._outline)
+            if leaves is None or not all(map(operator.is_, leaves, room.arrays)):
                 return None
-        return self._array if self._is_lent else self._array.copy()
+        return build(self._outline, iter(self._arrays if self._is_lent else [array.copy() for array in self._arrays]))
+
+    def _is_like(self, observations: Any) -> bool:
+        leaves = leaves_of(observations, self._outline)
+        return leaves is not None and all(
+            leaf.dtype == array.dtype and leaf.shape == array.shape
+            for leaf, array in zip(leaves, self._arrays, strict=True)
+        )
 
 
 @dataclass
 class _Place:
-    """Memory for one array. `array`: the last one there, while anybody holds it."""
+    """Memory for the arrays of one step. `arrays`: the last ones there, while anybody holds them."""
 
     at: int
     memory: memoryview
     is_lent: bool  # else the script gets copies
-    array: Callable[[], np.ndarray | None] = lambda: None
+    arrays: Sequence[Callable[[], np.ndarray | None]] = ()
 
 
 class LentBatches:
@@ -58,14 +92,24 @@ class LentBatches:
     Args:
         memory: of the session.
         ranges: the rows of each part, in order.
-        like: an observation of any row.
+        outline: of its observations.
+        like: of each of their arrays, one row.
     """
 
-    def __init__(self, memory: SharedMemory, ranges: Sequence[range], like: np.ndarray) -> None:
+    def __init__(
+        self, memory: SharedMemory, ranges: Sequence[range], outline: Outline, like: Sequence[np.ndarray]
+    ) -> None:
         self._memory = memory
         self._ranges = ranges
-        self._shape, self._dtype = (ranges[-1].stop, *like.shape), like.dtype
-        self._size_bytes = ranges[-1].stop * like.nbytes
+        self._outline = outline
+        num_rows = ranges[-1].stop
+        sizes = np.array([num_rows * one.nbytes for one in like])
+        ends = np.cumsum(sizes + -sizes % ALIGNMENT_BYTES)
+        starts = np.concatenate([[0], ends[:-1]])
+        self._size_bytes = int(ends[-1])
+        self._kinds = [((num_rows, *one.shape), one.dtype, int(start)) for one, start in zip(like, starts, strict=True)]
+        row_bytes = sizes // num_rows
+        self._offsets = [np.stack([starts + rows.start * row_bytes, len(rows) * row_bytes], axis=1) for rows in ranges]
         self._places: list[_Place] = []
         self._forks = forks()
         self._lends = True
@@ -74,7 +118,7 @@ class LentBatches:
         """One that nobody holds; None where there is no memory for it."""
         if self._lends and self._forks != forks():  # a child may hold them, and another one may come
             self._places, self._lends = [], False
-        place = next((one for one in self._places if one.array() is None), None)
+        place = next((one for one in self._places if not any(array() is not None for array in one.arrays)), None)
         if place is None:
             try:
                 at, memory = self._memory.make(self._size_bytes)
@@ -82,21 +126,29 @@ class LentBatches:
                 return None
             place = _Place(at, memory, self._lends and len(self._places) < MOST_LENT)
             self._places.append(place)
-        array = np.ndarray(self._shape, self._dtype, place.memory)
-        place.array = weakref.ref(array)
-        return Batch(array, place.at, self._ranges, place.is_lent)
+        arrays = [np.ndarray(shape, dtype, place.memory, start) for shape, dtype, start in self._kinds]
+        place.arrays = [weakref.ref(array) for array in arrays]
+        places = [offsets + np.array([place.at, 0]) for offsets in self._offsets]
+        return Batch(self._outline, arrays, places, self._ranges, place.is_lent)
 
 
 def lent_for(memory: SharedMemory, ranges: Sequence[range], parts: Sequence[Any]) -> LentBatches | None:
     """For observations like these, a batch from each part; None where they are small, or no arrays of one kind."""
-    first = parts[0]
-    if type(first) is not np.ndarray or first.dtype.kind not in PLAIN_KINDS or not first.ndim:
+    flat = flatten(parts[0])
+    if flat is None:
         return None
-    if not all(
-        type(part) is np.ndarray and part.dtype == first.dtype and part.shape == (len(rows), *first.shape[1:])
-        for part, rows in zip(parts, ranges, strict=True)
-    ):
+    outline, first = flat
+    if not all(like.ndim and like.size and like.dtype.kind in PLAIN_KINDS for like in first):
         return None
-    if max(part.nbytes for part in parts) <= SMALL_BYTES:
-        return None
-    return LentBatches(memory, ranges, first[0, ...])
+    largest_bytes = 0
+    for part, rows in zip(parts, ranges, strict=True):
+        leaves = leaves_of(part, outline)
+        if leaves is None:
+            return None
+        for leaf, like in zip(leaves, first, strict=True):
+            if type(leaf) is not np.ndarray or leaf.dtype != like.dtype or leaf.shape != (len(rows), *like.shape[1:]):
+                return None
+        largest_bytes = max(largest_bytes, sum(leaf.nbytes for leaf in leaves))
+    return (
+        LentBatches(memory, ranges, outline, [like[0, ...] for like in first]) if largest_bytes > SMALL_BYTES else None
+    )

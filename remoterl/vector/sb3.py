@@ -121,7 +121,7 @@ class _RemoteRows(VecEnv):
 
     def _observe(self, parts: Sequence[Any], batch: Batch | None = None) -> Any:
         if batch is not None and (written := batch.whole(parts)) is not None:
-            return written
+            return self._named(written) if type(written) is dict else written
         if isinstance(self.observation_space, spaces.Dict):
             return self._named((key, self._beside([part[key] for part in parts])) for key in self.keys)
         if isinstance(self.observation_space, spaces.Tuple):

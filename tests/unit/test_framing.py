@@ -68,6 +68,43 @@ def test_a_known_layout_travels_as_its_number(pair: Pair) -> None:
     assert first > second == PREFIX.size + 16 * 4 * 4 + 16 * 8 + 16 + 16
 
 
+def tree_stepped(number: int = 0, **others: Any) -> m.RowsStepped:
+    """3 bytes in the middle, so that what comes after them is padded."""
+    observations = {
+        "picture": np.full((3, 5), number, np.float32),
+        "more": (np.arange(3, dtype=np.uint8), {"x": np.arange(3)}),
+    }
+    return stepped(3)._replace(observations={**observations, **others})
+
+
+def test_dicts_and_tuples_of_arrays_have_a_place_for_each(pair: Pair) -> None:
+    encoder = Encoder()
+    first, second = (encoder.encode(tree_stepped(number))[1] for number in range(2))
+    assert first > second == PREFIX.size + 3 * 5 * 4 + 4 + 8 + 3 * 8 + 3 * 8 + 8 + 8
+    landing = Landing()
+    for number in range(6):
+        step = pair.carry(tree_stepped(number), landing)
+        assert_same(step, tree_stepped(number))
+        assert landing._places is not None
+        assert np.shares_memory(step.observations["picture"], landing._places[1 - landing._turn]) == (number > 0)
+
+
+@pytest.mark.parametrize(
+    "observations",
+    [{}, (), {"picture": ()}, {"a": np.ones(3), "b": np.ones(3)}, {"b": np.ones(3), "a": np.ones(3)},
+     {"a": np.ones(3, "f4")}, {"a": np.ones((3, 1))}, {"a": [np.ones(3)]}, (np.ones(3), ("x", "y", "z")), (np.ones(3),),
+     {1: np.ones(3)}, {m.Target.WRAPPERS: np.ones(3)}, OrderedDict(a=np.ones(3)), {"a": {"b": np.ones(3)}},
+     {"a": np.ones((3, 2)).T}, {"a": np.ones(3, "M8[s]")}, {"a": np.float64(1)}, (np.zeros((3, 0)), np.ones(3)),
+     (np.ones(3), None), stepped(3)],
+    ids=repr,
+)  # fmt: skip
+def test_whatever_observations_are_they_stay_that(pair: Pair, observations: Any) -> None:
+    for landing in (None, Landing()):
+        for _ in range(3):
+            for step in (tree_stepped(1), stepped(3)._replace(observations=observations), stepped(3)):
+                assert_same(pair.carry(step, landing), step)
+
+
 def test_infos_and_odd_values_travel_too(pair: Pair) -> None:
     infos = [(3, {"terminal_observation": np.ones(4), "word": "x" * 70_000}, None)]
     for message in (

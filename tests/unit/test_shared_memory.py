@@ -7,6 +7,7 @@ import mmap
 import multiprocessing
 import os
 import socket
+from collections import OrderedDict
 from queue import SimpleQueue
 from typing import Any
 
@@ -17,6 +18,7 @@ from comparing import assert_same
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from processes import wait_until
+from stable_baselines3.common.vec_env import DummyVecEnv
 from streams import Server
 
 from remoterl import messages as m
@@ -24,11 +26,13 @@ from remoterl.channels.codec import PREFIX, WRITTEN, Landing, Room
 from remoterl.channels.framing import FrameError, FrameSocket
 from remoterl.channels.shared_memory import SharedMemory
 from remoterl.channels.stream import StreamChannel
+from remoterl.channels.trees import flatten
 from remoterl.errors import EnvRunnerLostError
 from remoterl.shipping import ship
 from remoterl.vector.core import Assignment, RunnerLink, VectorCore
 from remoterl.vector.gymnasium import RemoteSyncVectorEnv
 from remoterl.vector.lent import MOST_LENT
+from remoterl.vector.sb3 import RemoteDummyVecEnv, RemoteSubprocVecEnv
 
 SYNC = m.Semantics.GYMNASIUM_SYNC
 
@@ -39,10 +43,12 @@ class PictureEnv(gym.Env):
     action_space = spaces.Discrete(5)
 
     def __init__(self, kind: str = "box") -> None:
-        picture = spaces.Box(0, 255, (100, 200, 3), np.uint8)
+        picture, speed = spaces.Box(0, 255, (100, 200, 3), np.uint8), spaces.Box(-1, 99, (3,), np.float32)
         self.observation_space: Any = {
             "box": picture,
-            "dict": spaces.Dict(picture=picture, speed=spaces.Box(-1, 1, (3,), np.float32)),
+            "dict": spaces.Dict(picture=picture, speed=speed),
+            "nested": spaces.Tuple([spaces.Dict(b=picture, a=spaces.Tuple([speed, picture])), spaces.Discrete(9)]),
+            "text": spaces.Dict(picture=picture, word=spaces.Text(9)),
             "infos": picture,
         }[kind]
         self.kind = kind
@@ -61,18 +67,26 @@ class PictureEnv(gym.Env):
         return self._observation(), float(action), self.time == 7, False, info
 
     def _observation(self) -> Any:
-        picture = self.np_random.integers(0, 256, (100, 200, 3), np.uint8)
-        return {"picture": picture, "speed": np.float32([self.time] * 3)} if self.kind == "dict" else picture
+        picture, speed = self.np_random.integers(0, 256, (100, 200, 3), np.uint8), np.float32([self.time] * 3)
+        if self.kind == "nested":
+            return {"b": picture, "a": (speed, picture[::-1])}, self.time
+        if self.kind == "text":
+            return {"picture": picture, "word": "x" * self.time}
+        return {"picture": picture, "speed": speed} if self.kind == "dict" else picture
 
 
-def remote(channels: list[StreamChannel], rows: int, kind: str = "box", **arguments: Any) -> RemoteSyncVectorEnv:
-    """So many rows on each of these env runners."""
+def assigned(channels: list[StreamChannel], rows: int, kind: str, semantics: m.Semantics) -> VectorCore:
     links = [RunnerLink(one, None, "simulator", "0" * 8, 1, frozenset(), SimpleQueue()) for one in channels]
     factories = ship([lambda: PictureEnv(kind)] * rows)
     assignments = [
         Assignment(link, range(index * rows, (index + 1) * rows), factories, b"") for index, link in enumerate(links)
     ]
-    core = VectorCore.open(assignments, SYNC, AutoresetMode.NEXT_STEP)
+    return VectorCore.open(assignments, semantics, AutoresetMode.NEXT_STEP)
+
+
+def remote(channels: list[StreamChannel], rows: int, kind: str = "box", **arguments: Any) -> RemoteSyncVectorEnv:
+    """So many rows on each of these env runners."""
+    core = assigned(channels, rows, kind, SYNC)
     usual = {"copy": True, "observation_mode": "same", "autoreset_mode": core._mode}
     return RemoteSyncVectorEnv(core, {**usual, **arguments})
 
@@ -83,14 +97,15 @@ def used_bytes(server: Server) -> int:
     return os.fstat(server.streams.memory.descriptor).st_blocks * 512
 
 
-def is_lent(array: np.ndarray) -> bool:
-    return isinstance(array.base, mmap.mmap)
+def is_lent(observations: Any) -> bool:
+    flat = flatten(observations)
+    return flat is not None and all(isinstance(array.base, mmap.mmap) for array in flat[1])
 
 
 locally = pytest.mark.parametrize("server", ["local"], indirect=True)
 
 
-@pytest.mark.parametrize("kind", ["box", "dict", "infos"])
+@pytest.mark.parametrize("kind", ["box", "dict", "nested", "text", "infos"])
 def test_large_steps_are_those_of_the_local_class(server: Server, kind: str) -> None:
     channels = [server.open(), server.open()]
     vec, local = remote(channels, 3, kind), gym.vector.SyncVectorEnv([lambda: PictureEnv(kind)] * 6)
@@ -103,7 +118,7 @@ def test_large_steps_are_those_of_the_local_class(server: Server, kind: str) -> 
         kept.append((ours, theirs))
     for ours, theirs in kept:  # nothing that a script holds changes later
         assert_same(ours, theirs)
-    if kind == "box":  # a script that keeps everything gets copies when it has so many
+    if kind in ("box", "dict", "nested"):  # a script that keeps everything gets copies when it has so many
         assert sum(is_lent(ours[0]) for ours, _ in kept) == (MOST_LENT if server._way == "local" else 0)
     vec._core.close()
 
@@ -203,6 +218,39 @@ def test_what_nobody_holds_is_written_to_again(server: Server) -> None:
 
 
 @locally
+def test_a_dict_is_written_to_again_when_nobody_holds_any_of_its_arrays(server: Server) -> None:
+    vec = remote([server.open(), server.open()], 2, "dict")
+    vec.reset(seed=1)
+    vec.step(np.zeros(4, int))
+    held = [vec.step(np.zeros(4, int))[0]["speed"] for _ in range(MOST_LENT)]
+    copies = [one.copy() for one in held]
+    assert not is_lent(vec.step(np.zeros(4, int))[0])
+    assert all(map(np.array_equal, held, copies))
+    held.clear()
+    vec.step(np.zeros(4, int))
+    assert is_lent(vec.step(np.zeros(4, int))[0])
+    vec._core.close()
+
+
+@locally
+@pytest.mark.parametrize("semantics", [m.Semantics.SB3_DUMMY, m.Semantics.SB3_SUBPROC], ids=str)
+def test_stable_baselines3_gets_its_dicts(server: Server, semantics: m.Semantics) -> None:
+    core = assigned([server.open(), server.open()], 2, "dict", semantics)
+    is_dummy = semantics is m.Semantics.SB3_DUMMY
+    vec = RemoteDummyVecEnv(core, {}) if is_dummy else RemoteSubprocVecEnv(core, {"start_method": None})
+    local = DummyVecEnv([lambda: PictureEnv("dict")] * 4)
+    vec.seed(3)
+    local.seed(3)
+    assert_same(dict(vec.reset()), dict(local.reset()))
+    for step in range(9):
+        ours, theirs = vec.step(np.zeros(4, int)), local.step(np.zeros(4, int))
+        assert_same(dict(ours[0]), dict(theirs[0]))
+        assert type(ours[0]) is (OrderedDict if is_dummy else dict)
+        assert is_lent(dict(ours[0])) == (step not in (0, 6))  # what defines a layout, and terminal observations
+    vec.close()
+
+
+@locally
 def test_a_forked_child_keeps_what_it_saw(server: Server) -> None:
     vec = remote([server.open()], 2)
     vec.reset(seed=1)
@@ -256,6 +304,9 @@ def test_an_answer_elsewhere_is_none(wrong: str) -> None:
     rest = bytes(24)
     send = theirs.socket.sendall
 
+    def room(size_bytes: int) -> Room:
+        return Room(np.array([[64, size_bytes]]), [np.zeros((1, size_bytes), np.uint8)])
+
     def received() -> Any:
         messages: list[Any] = []
         wait_until(lambda: bool(messages.append(ours.get(landing)) or messages[-1]))
@@ -264,13 +315,13 @@ def test_an_answer_elsewhere_is_none(wrong: str) -> None:
     theirs.put(step)
     wait_until(theirs.flush)
     received()
-    landing.room = Room(64, np.zeros((1, 70_000), np.uint8))
+    landing.room = room(70_000)
     send(PREFIX.pack(1 + WRITTEN, 0, 64) + rest)
-    assert received().observations is landing.room.array
+    assert received().observations is landing.room.arrays[0]
     if wrong == "nobody asked":
         landing.room = None
     elif wrong == "size":
-        landing.room = Room(64, np.zeros((1, 69_999), np.uint8))
+        landing.room = room(69_999)
     number, pickle_bytes = 2 if wrong == "layout" else 1, 1 << 20 if wrong == "too long" else 0
     send(PREFIX.pack(number + WRITTEN, pickle_bytes, 72 if wrong == "place" else 64) + rest)
     with pytest.raises(FrameError, match="which no message has" if wrong == "too long" else "not told to"):
