@@ -114,6 +114,7 @@ class VectorCore:
     Attributes:
         num_rows: rows over all env runners.
         opened: what each env runner told of its rows, in order of the rows.
+        may_lend: may large observations be written to memory of the session?
     """
 
     def __init__(
@@ -137,6 +138,7 @@ class VectorCore:
         self._finalizer: Any = None
         self.num_rows = sum(len(part.rows) for part in self._parts)
         self.opened: list[m.RowsOpened] = []
+        self.may_lend = True
         self._seeds: list[Any] = [None] * self.num_rows  # of the last reset that brought any
         self._seen: Sequence[Any] = [None] * len(self._parts)  # each part's last answer that has observations
         self._nowhere: list[Any] = [None] * len(self._parts)
@@ -315,7 +317,7 @@ class VectorCore:
     def _decide_whether_to_lend(self, memory: SharedMemory) -> None:
         seen = [self._last_seen(index) for index in range(len(self._parts))]
         if not any(one is None for one in seen):
-            self._batches = lent_for(memory, self.ranges, seen)
+            self._batches = lent_for(memory, self.ranges, seen) if self.may_lend else None
             self._memory = None
 
     def step_whole(self, action: Any) -> Flight:

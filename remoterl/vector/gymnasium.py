@@ -55,7 +55,8 @@ class _RemoteRows(VectorEnv):
         self._set_observation_spaces(self.observation_mode)
         self._check_spaces()
         self._whole = batches.empty(self.single_observation_space, self.num_envs)
-        self._can_be_lent = self.copy and flatten(self._whole) is not None
+        if flatten(self._whole) is None:  # a custom space's observations are no arrays with the row on axis 0
+            core.may_lend = False
         self._array_actions = isinstance(self.single_action_space, ARRAY_SPACES)
 
     def _spaces_of_rows(self, kind: str) -> list[gymnasium.Space]:
@@ -174,7 +175,7 @@ class _RemoteRows(VectorEnv):
 
     def _observe(self, parts: Sequence[Any], batch: Batch | None = None) -> Any:
         whole = self._whole
-        if batch is not None and self._can_be_lent and (written := batch.whole(parts, whole)) is not None:
+        if batch is not None and self.copy and (written := batch.whole(parts, whole)) is not None:
             return written
         if type(whole) is np.ndarray:
             return np.concatenate(parts, out=np.empty_like(whole) if self.copy else whole, casting="unsafe")

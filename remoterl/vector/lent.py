@@ -1,4 +1,5 @@
-"""Arrays for the observations of all rows of a vector env, written by its env runners and lent to the script.
+"""Arrays for the observations of all rows of a vector env (one, or a dict or tuple of them), written by its env runners
+and lent to the script.
 
 They lie in memory that the session shares with its env runners on this machine. A script may hold what `step` returned
 for as long as it likes: an array is written to again when nobody holds it, or a view of it, any more. A child that the
@@ -149,6 +150,6 @@ def lent_for(memory: SharedMemory, ranges: Sequence[range], parts: Sequence[Any]
             if type(leaf) is not np.ndarray or leaf.dtype != like.dtype or leaf.shape != (len(rows), *like.shape[1:]):
                 return None
         largest_bytes = max(largest_bytes, sum(leaf.nbytes for leaf in leaves))
-    return (
-        LentBatches(memory, ranges, outline, [like[0, ...] for like in first]) if largest_bytes > SMALL_BYTES else None
-    )
+    if largest_bytes <= SMALL_BYTES:
+        return None
+    return LentBatches(memory, ranges, outline, [like[0, ...] for like in first])
