@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from remoterl._forks import after_fork_in_child
 from remoterl._logging import ensure_visible, logger
 from remoterl.config import TrainerConfig, make_config
 from remoterl.errors import AlreadyInitializedError
@@ -71,13 +71,12 @@ def session_of_a_command(**arguments: Any) -> Iterator[bool]:
 def _after_fork_in_child() -> None:
     """A forked child (a local sub-process env, say) is not a trainer: it must not use its parent's connection."""
     global _session, _arguments
-    if _session is not None:
-        _session.forget_in_child()
-        _session = _arguments = None
+    session, _session, _arguments = _session, None, None
+    if session is not None:
+        session.forget_in_child()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+after_fork_in_child(_after_fork_in_child)
 
 
 def shutdown() -> None:

@@ -33,7 +33,7 @@ from remoterl._logging import logger
 from remoterl.actors import directory
 from remoterl.actors import registry as registrations
 from remoterl.actors.leash import Leash
-from remoterl.cluster.connection import Connection, connect
+from remoterl.cluster.connection import Connection, connect, no_sigterm_handler_of_ray
 from remoterl.cluster.watch import HubWatch
 from remoterl.config import TrainerConfig
 from remoterl.errors import (
@@ -468,18 +468,19 @@ class Session:
         self._closed = True
         if self._watch is not None:
             self._watch.stop()
-        self._unpatch()
+        self._unpatch(everywhere=False)
+        no_sigterm_handler_of_ray()
         if self._leash is not None:
             self._leash.stop()
         for core in list(self._cores):
             core.abandon()
         self.fleet.abandon()
 
-    def _unpatch(self) -> None:
+    def _unpatch(self, everywhere: bool = True) -> None:
         atexit.unregister(self.close)
         for waiting in self._waiting_for_imports:
             waiting.remove()
-        self._undo.undo()
+        self._undo.undo(everywhere)
         patches_backend.set_backend(None)
 
     def _close_environments(self) -> None:

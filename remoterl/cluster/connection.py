@@ -307,6 +307,13 @@ def _own_sigterm_handler() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
+def no_sigterm_handler_of_ray() -> None:
+    """In a forked child, which is nothing of Ray's: it ends by SIGTERM, as `Process.terminate()` and pools expect."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if callable(handler) and getattr(handler, "__module__", "").startswith("ray."):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _ray_shutdown() -> None:
     import ray
 

@@ -56,14 +56,20 @@ class UndoLog:
             self.undo()
             raise
 
-    def undo(self) -> None:
-        """Put everything back, in reverse. Idempotent."""
+    def undo(self, everywhere: bool = True) -> None:
+        """Put everything back, in reverse. Idempotent.
+
+        Args:
+            everywhere: also in modules that were imported meanwhile, for which each of all modules is looked through.
+        """
         while self._entries:
             owner, attribute, original = self._entries.pop()
             setattr(owner, attribute, original)
+        if not everywhere:
+            self._renamed.clear()
         while self._renamed:
             replacement, original = self._renamed.pop()
-            for module, attribute in holders(replacement):  # modules that were imported meanwhile
+            for module, attribute in holders(replacement):
                 setattr(module, attribute, original)
 
     def _install(self, patch: Patch) -> None:

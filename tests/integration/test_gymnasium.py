@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,21 @@ def test_a_forked_child_is_local(trainer: Way) -> None:
     process.join(10)
     assert process.exitcode == 0
     assert isinstance(gym.make("CartPole-v1"), RemoteEnv)
+
+
+def test_a_forked_child_ends_when_it_is_told(trainer: Way) -> None:
+    """At once too, and pools end their processes so. (Ray's handler of SIGTERM would abort it, or be ignored.)"""
+    context = multiprocessing.get_context("fork")
+    for _ in range(5):
+        process = context.Process(target=time.sleep, args=(60,))
+        process.start()
+        time.sleep(0.005)
+        process.terminate()
+        process.join(20)
+        assert process.exitcode == -signal.SIGTERM
+    for _ in range(3):
+        with context.Pool(2) as pool:
+            assert pool.map(abs, [-1, 2]) == [1, 2]
 
 
 def test_what_cannot_travel_is_built_here_entirely(trainer: Way, caplog: pytest.LogCaptureFixture) -> None:
