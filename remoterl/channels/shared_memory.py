@@ -3,11 +3,15 @@ bytes go through the socket. Linux.
 
 The trainer makes it, an anonymous file, and hands its descriptor to each env runner that has proven who it is. With a
 step he says where the observations go (`StepRows.room`). It has no name and is gone with the last process that has it.
+
+A child that the trainer forks gets what is in it, as of any other memory: what one of them writes there, the other does
+not see.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import os
 import socket
@@ -18,7 +22,10 @@ from remoterl.channels.handshake import HandshakeError
 
 WITH_MEMORY, WITHOUT = b"\x01", b"\x00"
 
+_MAP_FIXED = 0x10  # Linux; Python's own `mmap` can't replace what is mapped
+
 _num_forks = 0
+_memories: weakref.WeakSet[SharedMemory] = weakref.WeakSet()
 
 
 def forks() -> int:
@@ -26,13 +33,15 @@ def forks() -> int:
     return _num_forks
 
 
-def _count_a_fork() -> None:
+def _before_a_fork() -> None:
     global _num_forks
     _num_forks += 1
+    for memory in list(_memories):
+        memory.keep_apart()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_parent=_count_a_fork)
+    os.register_at_fork(before=_before_a_fork)
 
 
 class LocalSocket(socket.socket):
@@ -88,6 +97,8 @@ class SharedMemory:
         self._size = 0  # what was given out
         self._lock = threading.Lock()
         self._whole: memoryview | None = None
+        self._rooms: weakref.WeakKeyDictionary[mmap.mmap, int] = weakref.WeakKeyDictionary()  # shared ones: where
+        _memories.add(self)
 
     @classmethod
     def create(cls) -> SharedMemory | None:
@@ -109,6 +120,7 @@ class SharedMemory:
             os.ftruncate(self.descriptor, offset + size_bytes)
             self._size += size_bytes
         room = mmap.mmap(self.descriptor, size_bytes, offset=offset)
+        self._rooms[room] = offset
         weakref.finalize(room, self._let_go, offset, size_bytes, forks()).atexit = False
         return offset, memoryview(room)
 
@@ -118,6 +130,17 @@ class SharedMemory:
             return
         with contextlib.suppress(OSError, ValueError), mmap.mmap(self.descriptor, size_bytes, offset=offset) as room:
             room.madvise(mmap.MADV_REMOVE)
+
+    def keep_apart(self) -> None:
+        """What was made so far is this process's own from here on, as it is: what it writes there, nobody else sees.
+
+        What env runners still write there it sees, in pages to which it has written nothing itself.
+        """
+        rooms, self._rooms = self._rooms, weakref.WeakKeyDictionary()
+        for room, offset in list(rooms.items()):
+            start = ctypes.addressof(ctypes.c_char.from_buffer(room))
+            flags = mmap.MAP_PRIVATE | _MAP_FIXED
+            _map(start, len(room), mmap.PROT_READ | mmap.PROT_WRITE, flags, self.descriptor, offset)
 
     def at(self, offset: int, size_bytes: int) -> memoryview:
         """The env runner's view of a place.
@@ -130,7 +153,16 @@ class SharedMemory:
         return self._whole[offset : offset + size_bytes]
 
     def close(self) -> None:
-        """Idempotent."""
+        """What was made stays. Idempotent."""
+        self.keep_apart()  # later there is no descriptor any more
         descriptor, self.descriptor = self.descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def _map(start: int, size_bytes: int, protection: int, flags: int, descriptor: int, offset: int) -> None:
+    call = ctypes.CDLL(None, use_errno=True).mmap
+    call.restype = ctypes.c_void_p
+    call.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+    if call(start, size_bytes, protection, flags, descriptor, offset) != start:
+        raise OSError(ctypes.get_errno(), "mmap")

@@ -3,7 +3,7 @@ and lent to the script.
 
 They lie in memory that the session shares with its env runners on this machine. A script may hold what `step` returned
 for as long as it likes: an array is written to again when nobody holds it, or a view of it, any more. A child that the
-script forks would see what is written; from then on the script gets copies.
+script forks may hold it too, which nobody here can see; from then on the script gets copies.
 """
 
 from __future__ import annotations

@@ -284,6 +284,64 @@ def test_a_forked_child_keeps_what_it_saw(server: Server) -> None:
 
 
 @locally
+def test_a_forked_child_and_its_parent_do_not_see_each_others_writes(server: Server) -> None:
+    """Of arrays that the script held, changed before the fork or not, and of the step that was under way."""
+    vec, local = remote([server.open()], 2, "dict"), gym.vector.SyncVectorEnv([lambda: PictureEnv("dict")] * 2)
+    vec.reset(seed=1)
+    local.reset(seed=1)
+    held = []
+    for _ in range(3):
+        seen, (theirs, *_) = vec.step(np.zeros(2, int))[0], local.step(np.zeros(2, int))
+        held.append((seen, theirs))
+    assert all(is_lent(seen) for seen, _ in held[1:])
+    for both in held[-1]:
+        both["picture"][0] = 7
+    flight = vec._core.step(np.zeros(2, int))
+    context = multiprocessing.get_context("fork")
+    for _ in range(2):  # what was changed after the first fork stays as it is in the second
+        ours, childs = context.Pipe()
+        child = os.fork()
+        if child == 0:
+            childs.recv()
+            same = all(np.array_equal(seen["picture"], theirs["picture"]) for seen, theirs in held)
+            for seen, _ in held:
+                seen["picture"][:] = 1
+            os._exit(0 if same else 1)
+        for both in held[1]:
+            both["picture"][:] += 1
+        ours.send("write")
+        assert os.waitpid(child, 0)[1] == 0
+        for seen, theirs in held:
+            assert_same(seen, theirs)
+    step, (theirs, *_) = vec._receive_step(flight)[0], local.step(np.zeros(2, int))
+    assert_same(step, theirs)
+    for _ in range(3):
+        assert_same(vec.step(np.zeros(2, int)), local.step(np.zeros(2, int)))
+    for seen, theirs in held:
+        assert_same(seen, theirs)
+    vec._core.close()
+
+
+@locally
+def test_what_is_held_at_the_sessions_end_stays_and_is_no_childs(server: Server) -> None:
+    vec = remote([server.open()], 2)
+    vec.reset(seed=1)
+    seen = [vec.step(np.zeros(2, int))[0] for _ in range(3)][-1]
+    before = seen.copy()
+    assert is_lent(seen)
+    vec._core.close()
+    server.close()
+    assert server.streams.memory is not None
+    server.streams.memory.close()
+    child = os.fork()
+    if child == 0:
+        seen[:] = 0
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert np.array_equal(seen, before)
+
+
+@locally
 def test_without_copies_it_is_one_and_the_same_array(server: Server) -> None:
     vec = remote([server.open(), server.open()], 2, copy=False)
     local = gym.vector.SyncVectorEnv([PictureEnv] * 4, copy=False)
