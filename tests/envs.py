@@ -176,7 +176,8 @@ class BufferReusingEnv(CountingEnv):
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
         observation, reward, terminated, truncated, _ = super().step(action)
-        return observation, reward, terminated, truncated, {"buffer": self._buffer.copy(), "twice": {"deep": [1, "a"]}}
+        info = {"buffer": self._buffer, "twice": {"deep": [1, "a"], "buffer": self._buffer}}
+        return observation, reward, terminated, truncated, info
 
 
 class SpaceEnv(gym.Env):

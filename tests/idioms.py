@@ -240,3 +240,43 @@ def one_row_called_twice() -> Any:
     counts.append(envs.env_method("count"))
     envs.close()
     return counts
+
+
+class _Fixed(gym.Env):
+    """Gives out arrays that nobody may write to."""
+
+    observation_space = gym.spaces.Box(-1.0, 1.0, (3,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    @property
+    def goal(self) -> np.ndarray:
+        goal = np.zeros(3, np.float32)
+        goal.flags.writeable = False
+        return goal
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.steps = 0
+        return self.goal, {"goal": self.goal}
+
+    def step(self, action: int) -> Any:
+        self.steps += 1
+        return self.goal, 0.0, self.steps == 2, False, {"goal": self.goal, "more": {"goal": self.goal}}
+
+
+def infos_that_are_written_to() -> Any:
+    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+
+    seen: list[Any] = []
+    for kind in (DummyVecEnv, SubprocVecEnv):
+        envs = kind([_Fixed] * 2)
+        envs.reset()
+        for _ in range(3):
+            *_, infos = envs.step(np.zeros(2, np.int64))
+            for info in infos:
+                info["goal"] += 1
+                info["more"]["goal"] += 1
+                if "terminal_observation" in info:
+                    info["terminal_observation"] += 1
+            seen.append(infos)
+        envs.close()
+    return seen

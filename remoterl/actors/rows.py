@@ -260,6 +260,7 @@ class GymnasiumRows(Rows):
                     observation, rewards[row], terminations[row], truncations[row], info = env.step(actions[row])
                     observations[row] = observation
                     if same_step and (terminations[row] or truncations[row]):
+                        info = self._final(info)
                         observations[row], reset_info = env.reset()
                         infos.append((row, reset_info, (observation, info)))
                         continue
@@ -289,6 +290,10 @@ class GymnasiumRows(Rows):
                 _column([terminations[row], truncations[row]], np.bool_)
 
             self._name_misfits(error, fits)
+
+    def _final(self, info: Any) -> Any:
+        """An episode's last info, as it was before the reset: Gymnasium puts its arrays into others by then."""
+        return _with_arrays(info, lambda array: array.copy())
 
     def _rewards(self, values: list[Any]) -> np.ndarray:
         return _column(values, np.float64)
@@ -339,6 +344,9 @@ class UnsharedAsyncRows(GymnasiumRows):
 
     _refuses_finished_rows = False
     _resets_begin_anew = False
+
+    def _final(self, info: Any) -> Any:
+        return info  # the worker pickles it after the reset
 
     def _rewards(self, values: list[Any]) -> np.ndarray:
         return np.array(values, dtype=np.float64)  # of rewards of shape (1,) two axes
@@ -420,7 +428,10 @@ class StableBaselinesRows(Rows):
                 columns = _column(rewards, np.float32), _column(dones, np.bool_)
             else:
                 columns = _stack(rewards), _stack(dones)
-            return RowsStepped(self._batch(rooms), *columns, None, _tabled(infos, len(self)), reset_infos)
+            told = _tabled(infos, len(self))
+            if type(told) is list:  # the local classes copy or pickle them, which makes read-only arrays writeable
+                told = [(row, _with_arrays(info, _writeable), None) for row, info, _ in told]
+            return RowsStepped(self._batch(rooms), *columns, None, told, reset_infos)
         except Exception as error:
 
             def fits(row: int) -> None:
@@ -590,6 +601,17 @@ def _leaves(space: spaces.Space) -> list[tuple[Any, spaces.Space]]:
     if isinstance(space, spaces.Dict):
         return list(space.spaces.items())
     return list(enumerate(space.spaces)) if isinstance(space, spaces.Tuple) else [(None, space)]
+
+
+def _with_arrays(info: Any, made_of: Callable[[np.ndarray], Any]) -> Any:
+    """An info, and dicts in it, with something else in place of each array."""
+    if type(info) is not dict:
+        return made_of(info) if isinstance(info, np.ndarray) else info
+    return {key: _with_arrays(value, made_of) for key, value in info.items()}
+
+
+def _writeable(array: np.ndarray) -> np.ndarray:
+    return array if array.flags.writeable else array.copy()
 
 
 def _misfit(error: Exception, observation: Any, space: spaces.Space) -> Exception:

@@ -331,7 +331,8 @@ class RemoteAsyncVectorEnv(_RemoteRows, AsyncVectorEnv):
         self._assert_is_running()
         if self._state != AsyncState.DEFAULT:
             raise AlreadyPendingCallError(
-                f"Calling `{call}` while waiting for a pending call to `{self._state.value}` to complete",
+                f"Calling `{call}` while waiting for a pending call to `{self._state.value}` to complete"
+                f"{'' if call == 'reset_async' else '.'}",
                 str(self._state.value),
             )
 

@@ -15,6 +15,7 @@ one of some rows, the next step still ends the episodes of all rows that were lo
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -93,7 +94,8 @@ def truncated_step(
         told: for `info["remoterl"]`.
     """
     told = dict(told)
-    if semantics is m.Semantics.SINGLE:
+    if semantics is m.Semantics.SINGLE:  # the script holds this very object
+        last = copy.deepcopy(last)
         return m.RowsStepped(last, 0.0, False, True, [(0, {"remoterl": told}, None)], [])  # type: ignore[arg-type]
     if semantics is m.Semantics.HOSTED:
         return _hosted(last, told)
