@@ -409,7 +409,12 @@ def test_the_end_of_the_other_side(pair: Pair) -> None:
 
 DTYPES = ["?", "u1", "<i8", ">f4", "<f2", "<c16"]
 MESSAGES = st.one_of(
-    st.builds(m.StepRows, st.integers(0, 9), arrays.arrays(st.sampled_from(DTYPES), arrays.array_shapes(min_side=0))),
+    st.builds(
+        m.StepRows,
+        st.integers(0, 9),
+        arrays.arrays(st.sampled_from(DTYPES), arrays.array_shapes(min_side=0)),
+        st.none() | arrays.arrays(np.int64, st.tuples(st.integers(1, 3), st.just(2))),
+    ),
     st.builds(m.RowsCalled, st.lists(st.one_of(st.none(), st.binary(max_size=99), st.integers())), st.none()),
     st.builds(lambda size: m.RowsCalled([np.arange(size, dtype=np.uint8)]), st.integers(0, 200_000)),
     st.builds(stepped, st.integers(1, 3000)),
