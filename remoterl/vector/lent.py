@@ -79,10 +79,15 @@ class Batch:
 
 @dataclass
 class _Place:
-    """Memory for the arrays of one step. `arrays`: the last ones there, while anybody holds them."""
+    """Memory for the arrays of one step.
 
-    at: int
+    Attributes:
+        rooms: where those of each part are.
+        arrays: the last ones there, while anybody holds them.
+    """
+
     memory: memoryview
+    rooms: list[np.ndarray]
     is_lent: bool  # else the script gets copies
     arrays: Sequence[Callable[[], np.ndarray | None]] = ()
 
@@ -125,12 +130,12 @@ class LentBatches:
                 at, memory = self._memory.make(self._size_bytes)
             except (OSError, ValueError):
                 return None
-            place = _Place(at, memory, self._lends and len(self._places) < MOST_LENT)
+            rooms = [offsets + np.array([at, 0]) for offsets in self._offsets]
+            place = _Place(memory, rooms, self._lends and len(self._places) < MOST_LENT)
             self._places.append(place)
         arrays = [np.ndarray(shape, dtype, place.memory, start) for shape, dtype, start in self._kinds]
         place.arrays = [weakref.ref(array) for array in arrays]
-        places = [offsets + np.array([place.at, 0]) for offsets in self._offsets]
-        return Batch(self._outline, arrays, places, self._ranges, place.is_lent)
+        return Batch(self._outline, arrays, place.rooms, self._ranges, place.is_lent)
 
 
 def lent_for(memory: SharedMemory, ranges: Sequence[range], parts: Sequence[Any]) -> LentBatches | None:
