@@ -332,31 +332,28 @@ def _writer(layout: Layout) -> _Writer:
     """What makes a frame of a message of this layout, and returns None for any other. The hot path: everything that is
     the same each time is looked up here, once."""
     number, body_bytes, nothing, rest = layout.number, layout.body_bytes, layout.nothing, layout.rest
-    outline, of_tree = layout.outline, 0 if layout.outline is None else layout.leaves
-    leaf_fields = [(place.dtype, place.shape, place.padding) for place in layout.places[:of_tree]]
+    outline = layout.outline
+    # A tree's leaves stand in place of the observations, the first field.
+    ats = [place.at for place in layout.places]
+    if outline is not None:
+        ats = [*range(layout.leaves), *(at + layout.leaves - 1 for at in ats[layout.leaves :])]
     fields = [
-        (place.at, _scalar_writer(place), place.scalar, place.dtype, place.shape, place.padding, place.table)
-        for place in layout.places[of_tree:]
+        (at, _scalar_writer(place), place.scalar, place.dtype, place.shape, place.padding, place.table)
+        for at, place in zip(ats, layout.places, strict=True)
     ]
     ndarray, none_pickled = np.ndarray, PREFIX.pack(number, 0, body_bytes)
     size_bytes = PREFIX.size + body_bytes
 
     def write(message: Any) -> tuple[list[Buffer], int] | None:
         buffers: list[Buffer] = [none_pickled]
+        values = message
         if outline is not None:
             leaves = leaves_of(message[OBSERVATIONS], outline)
             if leaves is None:
                 return None
-            for value, (dtype, shape, padding) in zip(leaves, leaf_fields, strict=True):
-                if type(value) is not ndarray or value.dtype != dtype or value.shape != shape:
-                    return None
-                if not value.flags.c_contiguous:
-                    return None
-                buffers.append(value)
-                if padding:
-                    buffers.append(padding)
+            values = (*leaves, *message[1:])
         for index, write_scalar, scalar, dtype, shape, padding, table in fields:
-            value = message[index]
+            value = values[index]
             if write_scalar is not None:
                 if type(value) is not scalar:
                     return None

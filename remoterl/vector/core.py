@@ -37,7 +37,7 @@ from remoterl.errors import (
 from remoterl.shipping import StaysLocal
 from remoterl.shipping import ship as ship_or_signal
 from remoterl.vector import recovery
-from remoterl.vector.lent import Batch, LentBatches, lent_for
+from remoterl.vector.lent import ANYTHING, Batch, LentBatches, lent_for
 from remoterl.vector.recovery import Rescuer
 
 CLOSE_S = 30.0  # for environments to close themselves, where the caller says nothing
@@ -114,7 +114,7 @@ class VectorCore:
     Attributes:
         num_rows: rows over all env runners.
         opened: what each env runner told of its rows, in order of the rows.
-        may_lend: may large observations be written to memory of the session?
+        wanted: what the observations of all rows are like, where they have to be like that to be lent.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class VectorCore:
         self._finalizer: Any = None
         self.num_rows = sum(len(part.rows) for part in self._parts)
         self.opened: list[m.RowsOpened] = []
-        self.may_lend = True
+        self.wanted: Any = ANYTHING
         self._seeds: list[Any] = [None] * self.num_rows  # of the last reset that brought any
         self._seen: Sequence[Any] = [None] * len(self._parts)  # each part's last answer that has observations
         self._nowhere: list[Any] = [None] * len(self._parts)
@@ -317,7 +317,7 @@ class VectorCore:
     def _decide_whether_to_lend(self, memory: SharedMemory) -> None:
         seen = [self._last_seen(index) for index in range(len(self._parts))]
         if not any(one is None for one in seen):
-            self._batches = lent_for(memory, self.ranges, seen) if self.may_lend else None
+            self._batches = lent_for(memory, self.ranges, seen, self.wanted)
             self._memory = None
 
     def step_whole(self, action: Any) -> Flight:

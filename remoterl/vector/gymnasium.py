@@ -18,7 +18,6 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from gymnasium.vector.async_vector_env import AsyncState
 from gymnasium.vector.utils import batch_differing_spaces, batch_space, create_shared_memory, iterate
 
-from remoterl.channels.trees import flatten
 from remoterl.errors import SpaceMismatchError, StepTimeoutError
 from remoterl.messages import ARRAY_SPACES, InfoTable, Target, rows_of
 from remoterl.vector import batches
@@ -54,9 +53,7 @@ class _RemoteRows(VectorEnv):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._set_observation_spaces(self.observation_mode)
         self._check_spaces()
-        self._whole = batches.empty(self.single_observation_space, self.num_envs)
-        if flatten(self._whole) is None:  # a custom space's observations are no arrays with the row on axis 0
-            core.may_lend = False
+        self._whole = core.wanted = batches.empty(self.single_observation_space, self.num_envs)
         self._array_actions = isinstance(self.single_action_space, ARRAY_SPACES)
 
     def _spaces_of_rows(self, kind: str) -> list[gymnasium.Space]:
@@ -175,7 +172,7 @@ class _RemoteRows(VectorEnv):
 
     def _observe(self, parts: Sequence[Any], batch: Batch | None = None) -> Any:
         whole = self._whole
-        if batch is not None and self.copy and (written := batch.whole(parts, whole)) is not None:
+        if batch is not None and self.copy and (written := batch.whole(parts)) is not None:
             return written
         if type(whole) is np.ndarray:
             return np.concatenate(parts, out=np.empty_like(whole) if self.copy else whole, casting="unsafe")

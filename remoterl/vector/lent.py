@@ -23,6 +23,7 @@ from remoterl.channels.trees import Outline, build, flatten, leaves_of
 
 MOST_LENT = 4  # a script that holds on to so many gets copies from then on
 ALIGNMENT_BYTES = 64  # of arrays beside each other
+ANYTHING = object()
 
 
 class Batch:
@@ -55,26 +56,13 @@ class Batch:
             for place, rows in zip(places, ranges, strict=True)
         ]
 
-    def whole(self, parts: Sequence[Any], like: Any = None) -> Any:
-        """The observations, for the script.
-
-        Returns:
-            None where a part was not written to its room, or they are not `like` these in outline, shapes and dtypes.
-        """
-        if like is not None and not self._is_like(like):
-            return None
+    def whole(self, parts: Sequence[Any]) -> Any:
+        """The observations, for the script; None where a part was not written to its room."""
         for part, room in zip(parts, self.rooms, strict=True):
             leaves = leaves_of(part, self._outline)
             if leaves is None or not all(map(operator.is_, leaves, room.arrays)):
                 return None
         return build(self._outline, iter(self._arrays if self._is_lent else [array.copy() for array in self._arrays]))
-
-    def _is_like(self, observations: Any) -> bool:
-        leaves = leaves_of(observations, self._outline)
-        return leaves is not None and all(
-            leaf.dtype == array.dtype and leaf.shape == array.shape
-            for leaf, array in zip(leaves, self._arrays, strict=True)
-        )
 
 
 @dataclass
@@ -138,23 +126,39 @@ class LentBatches:
         return Batch(self._outline, arrays, place.rooms, self._ranges, place.is_lent)
 
 
-def lent_for(memory: SharedMemory, ranges: Sequence[range], parts: Sequence[Any]) -> LentBatches | None:
-    """For observations like these, a batch from each part; None where they are small, or no arrays of one kind."""
+def lent_for(
+    memory: SharedMemory, ranges: Sequence[range], parts: Sequence[Any], wanted: Any = ANYTHING
+) -> LentBatches | None:
+    """For observations like these, a batch from each part.
+
+    Args:
+        memory, ranges: as for `LentBatches`.
+        parts: the last observations.
+        wanted: what the script gets, which has to have the same outline, dtypes and shapes.
+
+    Returns:
+        None where they are small, or no arrays of one kind with the row on axis 0, or others than those wanted.
+    """
     flat = flatten(parts[0])
     if flat is None:
         return None
     outline, first = flat
-    if not all(like.ndim and like.size and like.dtype.kind in PLAIN_KINDS for like in first):
+    if not all(one.ndim and one.size and one.dtype.kind in PLAIN_KINDS for one in first):
         return None
-    largest_bytes = 0
-    for part, rows in zip(parts, ranges, strict=True):
-        leaves = leaves_of(part, outline)
-        if leaves is None:
-            return None
-        for leaf, like in zip(leaves, first, strict=True):
-            if type(leaf) is not np.ndarray or leaf.dtype != like.dtype or leaf.shape != (len(rows), *like.shape[1:]):
-                return None
-        largest_bytes = max(largest_bytes, sum(leaf.nbytes for leaf in leaves))
-    if largest_bytes <= SMALL_BYTES:
+    like = [one[0, ...] for one in first]
+    expected = [(part, len(rows)) for part, rows in zip(parts, ranges, strict=True)]
+    if wanted is not ANYTHING:
+        expected.append((wanted, ranges[-1].stop))
+    if not all(_are_rows(batch, num_rows, outline, like) for batch, num_rows in expected):
         return None
-    return LentBatches(memory, ranges, outline, [like[0, ...] for like in first])
+    if max(map(len, ranges)) * sum(one.nbytes for one in like) <= SMALL_BYTES:
+        return None
+    return LentBatches(memory, ranges, outline, like)
+
+
+def _are_rows(batch: Any, num_rows: int, outline: Outline, like: Sequence[np.ndarray]) -> bool:
+    leaves = leaves_of(batch, outline)
+    return leaves is not None and all(
+        type(leaf) is np.ndarray and leaf.dtype == one.dtype and leaf.shape == (num_rows, *one.shape)
+        for leaf, one in zip(leaves, like, strict=True)
+    )
