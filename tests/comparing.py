@@ -120,26 +120,29 @@ def _name(space: Any) -> str:
 def vector_class(
     what: Any, class_name: str, steps: int, seed: int, arguments: dict[str, Any], modules: tuple[str, ...] = ()
 ) -> Any:
-    """One of Gymnasium's vector env classes, driven over episode ends."""
+    """One of Gymnasium's vector env classes, driven over episode ends; its observations are held to the end, too."""
     import gymnasium
 
     env = getattr(gymnasium.vector, class_name)(_factories(what, 3, modules), **arguments)
     env.action_space.seed(seed)
     record: list[Any] = [_name(env.observation_space), _name(env.single_action_space), env.reset(seed=seed)]
+    held = []
     for step in range(steps):
-        record.append(copy.deepcopy(env.step(env.action_space.sample())))
+        stepped = env.step(env.action_space.sample())
+        record.append(copy.deepcopy(stepped))
+        held.append(stepped[0])
         ended = np.logical_or(record[-1][2], record[-1][3])
         if arguments.get("autoreset_mode") == "Disabled" and ended.any():
             record.append(env.reset(options={"reset_mask": ended, "at": step}))
         if step == steps // 2:
             record.append(env.reset(seed=[seed + 5, None, seed + 1], options={"again": step}))
-    record.append(env.np_random_seed)
+    record += [env.np_random_seed, held]
     env.close()
     return _without_clock(record)
 
 
 def sb3_class(what: Any, class_name: str, steps: int, seed: int, modules: tuple[str, ...] = ()) -> Any:
-    """One of SB3's vector env classes, driven over episode ends."""
+    """One of SB3's vector env classes, driven over episode ends; its observations are held to the end, too."""
     from stable_baselines3.common import vec_env
 
     kwargs = {"start_method": "fork"} if class_name == "SubprocVecEnv" else {}
@@ -147,12 +150,16 @@ def sb3_class(what: Any, class_name: str, steps: int, seed: int, modules: tuple[
     env.seed(seed)
     env.action_space.seed(seed)
     record: list[Any] = [env.reset(), copy.deepcopy(env.reset_infos)]
+    held = []
     for step in range(steps):
         actions = [env.action_space.sample() for _ in range(3)]
-        record.append(copy.deepcopy(env.step(np.array(actions) if isinstance(actions[0], np.ndarray) else actions)))
+        stepped = env.step(np.array(actions) if isinstance(actions[0], np.ndarray) else actions)
+        record.append(copy.deepcopy(stepped))
+        held.append(stepped[0])
         record.append(copy.deepcopy(env.reset_infos))
         if step == steps // 2:
             env.set_options({"again": step})
             record.append(env.reset())
+    record.append(held)
     env.close()
     return _without_clock(record)

@@ -94,8 +94,9 @@ def truncated_step(
         told: for `info["remoterl"]`.
     """
     told = dict(told)
-    if semantics is m.Semantics.SINGLE:  # the script holds this very object
+    if semantics in (m.Semantics.SINGLE, m.Semantics.HOSTED):  # the script holds this very object
         last = copy.deepcopy(last)
+    if semantics is m.Semantics.SINGLE:
         return m.RowsStepped(last, 0.0, False, True, [(0, {"remoterl": told}, None)], [])  # type: ignore[arg-type]
     if semantics is m.Semantics.HOSTED:
         return _hosted(last, told)
@@ -126,7 +127,7 @@ def row_of(space: Space, batch: Any, row: int) -> Any:
         return {key: row_of(subspace, batch[key], row) for key, subspace in space.items()}
     if isinstance(space, spaces.Tuple):
         return tuple(row_of(subspace, part, row) for subspace, part in zip(space.spaces, batch, strict=True))
-    return batch[row]
+    return copy.deepcopy(batch[row])
 
 
 def _hosted(last: Any, told: dict[str, Any]) -> m.RowsStepped:
