@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import gymnasium
 
@@ -180,45 +180,59 @@ class Fleet:
             )
 
     def _create(self, places: Sequence[tuple[directory.SimulatorHandle, Any]], deadline: float) -> list[RunnerLink]:
-        """An env runner on each of these simulators, by Ray's scheduling strategy (None: any free unit of the node)."""
+        """An env runner on each of these simulators, by Ray's scheduling strategy (None: any free unit of the node).
+
+        Those that don't come up are ended; so are all where this raises (Ctrl-C, say).
+        """
+        started: list[_Started] = []
+        try:
+            for simulator, strategy in places:
+                started.append(self._start(simulator, strategy))
+            return self._links(started, deadline)
+        except BaseException:
+            for one in started:
+                self._kill(one.actor)
+            raise
+
+    def _start(self, simulator: directory.SimulatorHandle, strategy: Any) -> _Started:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        created = []
-        for simulator, strategy in places:
-            actor: Any = (
-                cast(Any, ray.remote(EnvRunner))
-                .options(
-                    num_cpus=0,
-                    resources={directory.RESOURCE: 1},
-                    scheduling_strategy=strategy or NodeAffinitySchedulingStrategy(simulator.node_id, soft=False),
-                )
-                .remote(self._info, simulator.actor)
-            )
-            self._actors.append(actor)
-            created.append((simulator, strategy, actor, actor.ready.remote()))
-        up: list[tuple[directory.SimulatorHandle, Any, Any, m.EnvRunnerInfo]] = []
+        options = cast(Any, ray.remote(EnvRunner)).options(
+            num_cpus=0,
+            resources={directory.RESOURCE: 1},
+            scheduling_strategy=strategy or NodeAffinitySchedulingStrategy(simulator.node_id, soft=False),
+        )
+        actor: Any = options.remote(self._info, simulator.actor)
+        self._actors.append(actor)
+        return _Started(simulator, strategy, actor, actor.ready.remote())
+
+    def _links(self, started: Sequence[_Started], deadline: float) -> list[RunnerLink]:
+        import ray
+
+        up: list[tuple[_Started, m.EnvRunnerInfo]] = []
         up_by = max(deadline, time.monotonic() + ENV_RUNNER_START_S)
-        for simulator, strategy, actor, ready in created:
+        for one in started:
+            name = one.simulator.name
             try:
-                info = ray.get(ready, timeout=max(0.1, up_by - time.monotonic()))
+                info = ray.get(one.ready, timeout=max(0.1, up_by - time.monotonic()))
             except ray.exceptions.RayError as error:
                 # Another trainer was faster, the simulator is leaving, or its worker can't start.
-                logger.debug("an env runner on %s did not come up: %s", simulator.name, error)
+                logger.debug("an env runner on %s did not come up: %s", name, error)
                 if not isinstance(error, ray.exceptions.GetTimeoutError):
-                    self._last_failure = f"{str(error).strip().splitlines()[-1]} (on simulator {simulator.name})"
-                self._kill(actor)
+                    self._last_failure = f"{str(error).strip().splitlines()[-1]} (on simulator {name})"
+                self._kill(one.actor)
                 continue
-            directory.check_version(info.speaks, simulator.name)  # its node's code may be newer than the simulator
-            self._say_whether_gymnasium_differs(simulator)
-            up.append((simulator, strategy, actor, info))
+            directory.check_version(info.speaks, name)  # its node's code may be newer than the simulator
+            self._say_whether_gymnasium_differs(one.simulator)
+            up.append((one, info))
         if self._streams is None:
-            self._streams = Streams()
+            self._streams = Streams(self._config.step_timeout_s)
         channels, self.channels = open_channels(
-            [actor for _, _, actor, _ in up],
+            [one.actor for one, _ in up],
             [
-                f"env runner on simulator {simulator.name} (node {simulator.node_id[:8]}, pid {info.pid})"
-                for simulator, _, _, info in up
+                f"env runner on simulator {one.simulator.name} (node {one.simulator.node_id[:8]}, pid {info.pid})"
+                for one, info in up
             ],
             self._config.channel,
             self._streams,
@@ -226,15 +240,15 @@ class Fleet:
         return [
             RunnerLink(
                 channel=channel,
-                actor=actor,
-                simulator=simulator.name,
-                node_id=simulator.node_id,
+                actor=one.actor,
+                simulator=one.simulator.name,
+                node_id=one.simulator.node_id,
                 pid=info.pid,
-                environments=simulator.info.environments,
+                environments=one.simulator.info.environments,
                 garbage=self._garbage,
-                strategy=strategy,
+                strategy=one.strategy,
             )
-            for (simulator, strategy, actor, info), channel in zip(up, channels, strict=True)
+            for (one, info), channel in zip(up, channels, strict=True)
         ]
 
     def _say_whether_gymnasium_differs(self, simulator: directory.SimulatorHandle) -> None:
@@ -431,6 +445,15 @@ class Fleet:
             ray.kill(actor)
         except Exception as error:
             logger.debug("an env runner was gone already: %s", error)
+
+
+class _Started(NamedTuple):
+    """An env runner's actor that was asked for; `ready` is there when it is up."""
+
+    simulator: directory.SimulatorHandle
+    strategy: Any
+    actor: Any
+    ready: Any
 
 
 def _all_in_use(grant: capacity.Grant) -> CapacityError:

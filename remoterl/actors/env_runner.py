@@ -158,6 +158,8 @@ class EnvRunner:
     def _open(self, request: m.OpenRows) -> m.RowsOpened:
         self._trainer = dataclasses.replace(self._trainer, restarts=request.restarts)
         registry.add_specs(request.specs, self._own_ids)
+        if (earlier := self._rows.pop(request.vector_id, None)) is not None:  # the trainer was interrupted as it asked
+            earlier.close()
         with registry.may_register_again():
             rows = open_rows(request.semantics, request.factories, request.rows, request.autoreset_mode)
         self._rows[request.vector_id] = rows

@@ -35,6 +35,10 @@ class Channel(ABC):
 
         Args:
             landing: where the reply may be received, if it is a small step, so that no memory is made for it.
+
+        Raises:
+            TimeoutError: the env runner does not take it within the session's `step_timeout_s`.
+            EnvRunnerLostError: the env runner, its node or the connection is gone.
         """
 
     @abstractmethod

@@ -27,17 +27,24 @@ class SpareCores:
         now = time.monotonic()
         if now >= self._recount_at:
             self._recount_at = now + RECOUNT_S
-            self._enough = self._cores > 0 and count_env_runners() <= self._cores
+            try:
+                self._enough = self._cores > 0 and count_env_runners() <= self._cores
+            except OSError:
+                self._enough = False
         return self._enough
 
 
 def count_env_runners() -> int:
-    """Env runners on this machine, of all its Ray nodes and trainers: Ray gives its actors' processes their names."""
+    """Env runners on this machine, of all its Ray nodes and trainers: Ray gives its actors' processes their names.
+
+    Raises:
+        OSError: this process can open no more files.
+    """
     count = 0
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
             try:
                 count += (process / "cmdline").read_bytes().startswith(b"ray::EnvRunner")
-            except OSError:  # it ended while we looked
+            except (FileNotFoundError, ProcessLookupError, PermissionError):  # it ended while we looked
                 continue
     return count

@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast, overload
 
 from remoterl.channels import handshake, tls
@@ -29,12 +29,14 @@ from remoterl.messages import StreamOffer
 
 # A peer that vanished is noticed after 15 s, whether nothing is under way to it (seconds, seconds, probes) or something
 # is (milliseconds; Linux would try for a quarter of an hour).
-KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 5, "TCP_USER_TIMEOUT": 15_000}
+KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 5}
+GIVE_UP = {"TCP_USER_TIMEOUT": 15_000}
 WRITE_CHECK_S = 0.05
 CAN_POLL = hasattr(select, "poll")
 GONE = getattr(select, "POLLRDHUP", 0)  # beside what `poll` always tells of
 LONGEST_WAIT_S = 86_400.0  # of one call: the operating system takes no more than 24 days, and we look again
 LOCAL_BUFFER_BYTES = 1 << 22
+INTERRUPTED = "a signal's handler used it in the middle of a message"
 LOCAL_S = 0.1  # for a place in an env runner's local queue; through the network it has another
 
 
@@ -68,31 +70,40 @@ class StreamChannel(Channel):
 
     def __init__(self, connected: socket.socket, streams: Streams, description: str) -> None:
         super().__init__(description)
-        set_options(connected)
+        set_options(connected, KEEP_ALIVE | GIVE_UP)
         self.frames = FrameSocket(connected)
         self.memory = streams.memory if isinstance(connected, LocalSocket) else None
         self._streams = streams
         self._waiting: deque[Ticket] = deque()
-        self._sending = threading.Lock()
+        self._sending = threading.RLock()
+        # A handler of a signal may send and read too, in the middle of what it interrupted: then the stream is lost.
+        self._sends = self._reads = False
         streams.add(self)
 
     def send(self, request: Any, landing: Landing | None = None) -> Ticket:
         ticket = Ticket(self, landing)
         with self._sending:
+            if self._sends:
+                self.lose(INTERRUPTED)
             if not self.lost:
-                is_queued = False
+                is_queued = is_late = False
+                self._sends = True
                 try:
                     self.frames.put(request)
                     is_queued = True
                     self._waiting.append(ticket)
-                    if not self.frames.flush():
-                        self._streams.wait_to_send(self)
+                    is_late = not self.frames.flush() and not self._streams.wait_to_send(self)
                 except OSError as error:
                     self.lose(error)
                 except BaseException as error:
                     if is_queued or not isinstance(error, Exception):  # else it could not be pickled, and that is all
                         self.lose("this process was interrupted while it sent")
                     raise
+                finally:
+                    self._sends = False
+                if is_late:
+                    self.lose("it does not take what is sent to it")
+                    raise self._late(self._streams.send_timeout_s)
             if self.lost:  # also where another thread found out while we were sending
                 self.lose("its stream is closed")
                 raise self._gone("its stream is closed")
@@ -124,6 +135,10 @@ class StreamChannel(Channel):
         Where Ctrl-C comes in the middle of this, nobody knows what has been read: the stream is lost, and what every
         later reply would answer is not in doubt.
         """
+        if self._reads:
+            self.lose(INTERRUPTED)
+            return
+        self._reads = True
         try:
             while True:
                 try:
@@ -145,6 +160,8 @@ class StreamChannel(Channel):
         except BaseException:
             self.lose("this process was interrupted while it read")
             raise
+        finally:
+            self._reads = False
 
     def _next_ticket(self) -> Ticket:
         if not self._waiting:
@@ -182,18 +199,24 @@ class Streams:
 
     Attributes:
         memory: shared with the session's env runners on this machine; None where there is none.
+
+    Args:
+        send_timeout_s: in which an env runner has to take a request; None for any time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, send_timeout_s: float | None = None) -> None:
+        self.send_timeout_s = send_timeout_s
         self.memory = SharedMemory.create()
         self._sockets = _LinuxSockets() if hasattr(select, "epoll") else _Sockets()
         self._alarm, self._bell = socket.socketpair()
         self._alarm.setblocking(False)
+        self._bell.setblocking(False)
         self._sockets.add(self._alarm, None)
         ends = [self._sockets, self._alarm, self._bell, *([self.memory] if self.memory is not None else [])]
         weakref.finalize(self, _close_all, *ends).atexit = False
         # Whose turn it is to read: taken by `setdefault`, as safe as a lock, and after a Ctrl-C it says whose it is.
         self._reader: dict[str, int] = {}
+        self._depths: dict[int, int] = {}  # thread -> how many wait in it: signals' handlers, and what they interrupted
         self._cores = SpareCores(others=1)
         self._others: set[threading.Event] = set()  # of threads that wait while another reads
         self._channels: set[StreamChannel] = set()
@@ -214,7 +237,10 @@ class Streams:
 
     def wake(self) -> None:
         """Let whoever reads look again whether its reply is there (or never will be)."""
-        self._bell.send(b"!")
+        try:
+            self._bell.send(b"!")
+        except BlockingIOError:  # it has been called hundreds of times since anybody looked, which is enough
+            pass
 
     def wait(self, tickets: Sequence[Ticket], timeout_s: float | None = None) -> bool:
         """Read until all of these have their replies; False where they have not after `timeout_s`."""
@@ -227,15 +253,18 @@ class Streams:
 
         return self._run(are_done, timeout_s, tickets)
 
-    def wait_to_send(self, channel: StreamChannel) -> None:
+    def wait_to_send(self, channel: StreamChannel) -> bool:
         """Send the rest of a request whenever the other end takes some, and read meanwhile.
 
         A peer that is itself stuck with a reply to us reads nothing until we take it.
 
+        Returns:
+            False where it has not taken all of it within `send_timeout_s`.
+
         Raises:
             OSError: the other end is gone.
         """
-        self._run(channel.frames.flush, None, (), channel)
+        return self._run(channel.frames.flush, self.send_timeout_s, (), channel)
 
     def _run(
         self,
@@ -246,18 +275,27 @@ class Streams:
     ) -> bool:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         reader, me = self._reader, threading.get_ident()
+        depth = self._depths.get(me, 0)
         try:
-            while reader.setdefault("is", me) != me:
-                self._let_another_read(is_done, WRITE_CHECK_S if writing is not None else _remaining(deadline))
-                if is_done():
-                    return True
-                if deadline is not None and time.monotonic() >= deadline:
-                    return False
-            return self._read(is_done, deadline, tickets, writing) or is_done()
+            self._depths[me] = depth + 1
+            while True:
+                while reader.setdefault("is", me) != me:
+                    self._let_another_read(is_done, WRITE_CHECK_S if writing is not None else _remaining(deadline))
+                    if is_done():
+                        return True
+                    if deadline is not None and time.monotonic() >= deadline:
+                        return False
+                if self._read(is_done, deadline, tickets, writing):
+                    return is_done()
         finally:
             if reader.get("is") == me:
                 reader.clear()
                 self._tell_others()
+            if depth:
+                self._depths[me] = depth
+                self.wake()  # what it interrupted may be about to sleep for a reply that has been read here
+            else:
+                self._depths.pop(me, None)
 
     def _tell_others(self) -> None:
         if self._others:
@@ -283,19 +321,23 @@ class Streams:
         tickets: Sequence[Ticket],
         writing: StreamChannel | None,
     ) -> bool:
-        """Until it is done (True), or the deadline has passed."""
+        """Until it is done or the deadline has passed; False where it is no longer this thread's turn."""
+        me = threading.get_ident()
         if writing is not None:
             self._sockets.watch_writing(writing.frames.socket, True)
         try:
             while not is_done():
-                for channel in (self._cores.enough() and self._spin()) or self._sleep(tickets, deadline):
+                ready = (self._cores.enough() and self._spin()) or self._sleep(tickets, deadline)
+                if self._reader.get("is") != me:
+                    return False
+                for channel in ready:
                     if channel is None:
                         self._alarm.recv(1)
                     else:
                         channel.read()
                 self._tell_others()
                 if deadline is not None and time.monotonic() >= deadline:
-                    return False
+                    break
             return True
         finally:
             if writing is not None and not writing.lost:
@@ -452,8 +494,12 @@ def _reach_here(name: str) -> socket.socket | None:
     return connected
 
 
-def set_options(connected: socket.socket) -> None:
-    """Messages leave at once, small and large, and a peer that vanished without a word is noticed."""
+def set_options(connected: socket.socket, keep_alive: Mapping[str, int] = KEEP_ALIVE) -> None:
+    """Messages leave at once, small and large, and a peer that vanished without a word is noticed.
+
+    An env runner has no `GIVE_UP`: Linux would count the time in which a trainer that computes leaves a large reply
+    unread. Whether a trainer lives, its leash says.
+    """
     if connected.family not in (socket.AF_INET, socket.AF_INET6):
         # On this machine nobody vanishes without a word; but a batch of pictures should leave at once, as it does by
         # TCP, whose buffers grow by themselves. Linux gives as much of this as `net.core.wmem_max` allows.
@@ -461,7 +507,7 @@ def set_options(connected: socket.socket) -> None:
         return
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in KEEP_ALIVE.items():
+    for option, value in keep_alive.items():
         if hasattr(socket, option):
             connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 

@@ -31,7 +31,7 @@ class HubWatch:
         self._silent_since: float | None = None
         self._cluster = b""
         self._is_another = False  # a hub that started anew knows nothing of this trainer
-        self._asking = threading.Lock()
+        self._asking = threading.RLock()  # a signal's handler may ask in the middle of asking
         self._stopped = threading.Event()
         self._ask()
         threading.Thread(target=self._watch, name="remoterl-hub-watch", daemon=True).start()

@@ -224,7 +224,7 @@ class VectorCore:
         complete = True
         for part, request, landing in zip(self._parts, requests, landings or self._nowhere, strict=True):
             ticket = self._send(part, request, landing)
-            if ticket is UNSENT or type(ticket) is EnvRunnerLostError:
+            if ticket is UNSENT or isinstance(ticket, Exception):
                 complete = False
             tickets.append(ticket)
         return Flight(requests, tickets, complete, self._channels, batch)
@@ -237,7 +237,7 @@ class VectorCore:
                 return UNSENT  # the episode that an action was for is over; a reset begins on fresh seeds
         try:
             return part.runner.channel.send(request, landing)
-        except EnvRunnerLostError as error:
+        except (EnvRunnerLostError, TimeoutError) as error:
             return error
 
     def gather(self, flight: Flight, timeout_s: float | None = None) -> list[Any]:
@@ -337,13 +337,10 @@ class VectorCore:
         under_way = [
             (channel, ticket)
             for channel, ticket in zip(flight.channels, tickets, strict=True)
-            if ticket is not UNSENT and not isinstance(ticket, EnvRunnerLostError)
+            if ticket is not UNSENT and not isinstance(ticket, Exception)
         ]
         received = iter(Channel.receive_all([one for one, _ in under_way], [one for _, one in under_way], timeout_s))
-        return [
-            ticket if ticket is UNSENT or isinstance(ticket, EnvRunnerLostError) else next(received)
-            for ticket in tickets
-        ]
+        return [ticket if ticket is UNSENT or isinstance(ticket, Exception) else next(received) for ticket in tickets]
 
     def _mend(self, flight: Flight, replies: list[Any], timeout_s: float | None, limit_s: float | None) -> list[Any]:
         """Replies for those that did not come."""
@@ -467,6 +464,8 @@ class VectorCore:
         channel = part.runner.channel
         try:
             ticket = channel.send(request)
+        except TimeoutError:
+            raise self._too_late([part], request) from None
         except EnvRunnerLostError as error:
             raise _LostAgain(False) from error
         try:

@@ -192,6 +192,35 @@ def test_stable_baselines(mortal: Way, vec_env_class: Any) -> None:
 
 
 @one_way
+def test_an_interrupt_while_an_env_runner_starts(mortal: Way) -> None:
+    """In a notebook, where the next cell goes on: the one that was on its way is ended."""
+    fleet = current_session().fleet
+    vec = vector_env("SyncVectorEnv", AutoresetMode.NEXT_STEP)
+    vec.reset(seed=7)
+    kill_first()
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    start, asked = fleet._start, []
+
+    def interrupted(*place: Any) -> Any:
+        if not asked:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+        asked.append(place)
+        return start(*place)
+
+    fleet._start = interrupted
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            vec.step(actions(0))
+    finally:
+        del fleet._start
+        signal.signal(signal.SIGALRM, before)
+    assert len(fleet._actors) == len(fleet.living()) == 1
+    assert vec.step(actions(0))[3].tolist() == [True, True, False, False]
+    assert len(fleet._actors) == len(fleet.living()) == 2
+    vec.close()
+
+
+@one_way
 def test_one_environment(mortal: Way) -> None:
     env = gym.make("CartPole-v1")
     env.reset(seed=1)

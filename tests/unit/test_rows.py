@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import comparing
@@ -42,6 +43,21 @@ def test_one_message_steps_every_row(runner: EnvRunner) -> None:
     reply = ask(runner, m.StepRows(1, np.array([0, 1, 2])))
     assert reply.observations.tolist() == [[1, 2]] * 3 and reply.rewards.tolist() == [0, 1, 2]
     assert [row for row, _, _ in reply.infos] == [0, 1, 2]
+
+
+def test_rows_that_are_asked_for_again_are_closed_first(runner: EnvRunner, tmp_path: Path) -> None:
+    """Where the trainer was interrupted while it waited for them."""
+    closed = tmp_path / "closed"
+
+    class Closing(envs.CountingEnv):
+        def close(self) -> None:
+            with closed.open("a") as file:
+                file.write("x")
+
+    opened(runner, [Closing] * 3)
+    assert not closed.exists()
+    opened(runner, [Closing] * 3)
+    assert closed.read_text() == "xxx"
 
 
 def test_every_row_that_raises_is_told(runner: EnvRunner) -> None:
