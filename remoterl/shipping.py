@@ -123,7 +123,8 @@ def beside_the_script_by_value(pickler: ModuleType) -> Iterator[None]:
     Args:
         pickler: cloudpickle, or the copy of it that Ray carries (`ray.cloudpickle`).
     """
-    modules = [module for name, module in list(sys.modules.items()) if _is_beside_cached(name, module)]
+    # A copy: as a list of pairs is made, other code may run, and import.
+    modules = [module for name, module in sys.modules.copy().items() if _is_beside_cached(name, module)]
     with _by_value_lock:
         held = [(pickler, module) for module in modules if _hold_by_value(pickler, module)]
     try:

@@ -144,10 +144,12 @@ def _rllibs_places() -> dict[str, Any]:
     from ray import tune
     from ray.rllib.algorithms.algorithm import Algorithm
     from ray.rllib.env.env_runner_group import EnvRunnerGroup
+    from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
     return {
         "Algorithm": dict(vars(Algorithm)),
         "EnvRunnerGroup": dict(vars(EnvRunnerGroup)),
+        "FaultTolerantActorManager": dict(vars(FaultTolerantActorManager)),
         "Tuner": dict(vars(tune.Tuner)),
         "registry": dict(vars(tune.registry._Registry)),
         "run": (tune.run, tune.tune.run, tune.impl.tuner_internal.run),

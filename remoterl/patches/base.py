@@ -78,7 +78,11 @@ class UndoLog:
         for name in patch.name.split("."):
             owner, original = original, getattr(original, name)
         if patch.how == "method":
-            self._replace(owner, name, patch.replacement(original))
+            defined = vars(owner).get(name)
+            if isinstance(defined, classmethod):
+                self._replace(owner, name, classmethod(patch.replacement(defined.__func__)))
+            else:
+                self._replace(owner, name, patch.replacement(original))
         elif patch.how == "code":
             _check_same_signature(original, patch.replacement)
             self._replace(original, "__code__", patch.replacement.__code__)
@@ -89,7 +93,10 @@ class UndoLog:
                 self._replace(module, attribute, replacement)
 
     def _replace(self, owner: Any, attribute: str, replacement: Any) -> None:
-        self._entries.append((owner, attribute, getattr(owner, attribute)))
+        original = getattr(owner, attribute)
+        if isinstance(owner, type):
+            original = vars(owner).get(attribute, original)  # a class method as it is, not bound
+        self._entries.append((owner, attribute, original))
         setattr(owner, attribute, replacement)
 
 
@@ -99,7 +106,7 @@ def holders(value: Any) -> list[tuple[ModuleType, str]]:
     for module in list(sys.modules.values()):
         if not isinstance(module, ModuleType):
             continue
-        for attribute, held in list(vars(module).items()):
+        for attribute, held in vars(module).copy().items():
             if held is value:
                 found.append((module, attribute))
     return found

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from remoterl._logging import logger
 from remoterl.shipping import beside_the_script_by_value
 
 
@@ -22,6 +23,7 @@ def code_travels(*values: Any) -> Iterator[None]:
         by_value.enter_context(beside_the_script_by_value(ray.cloudpickle))
         try:
             ray.cloudpickle.dumps(values)
-        except Exception:
+        except Exception as error:
+            logger.debug("not by value: %s", error)
             by_value.close()
         yield

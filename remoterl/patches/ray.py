@@ -9,7 +9,13 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from remoterl._logging import logger
 from remoterl.patches.base import Patch
+
+# What `ray.init` is told of output, and of a second call: nothing of it is missed.
+OF_OUTPUT = {
+    "ignore_reinit_error", "log_to_driver", "logging_level", "logging_format", "logging_config", "configure_logging",
+}  # fmt: skip
 
 
 def table(context: Any, end_session: Callable[[], None]) -> tuple[Patch, ...]:
@@ -26,6 +32,12 @@ def table(context: Any, end_session: Callable[[], None]) -> tuple[Patch, ...]:
             import ray
 
             if address in (None, "auto") and ray.is_initialized():
+                if ignored := sorted(name for name in kwargs.keys() - OF_OUTPUT if kwargs[name] is not None):
+                    logger.warning(
+                        "ray.init() finds the connection that remoterl.init() made, and its %s %s no effect. Give "
+                        "remoterl.init() a runtime_env, or call ray.init() before it.",
+                        ", ".join(ignored), "has" if len(ignored) == 1 else "have",
+                    )  # fmt: skip
                 return context
             return original(address, **kwargs)
 

@@ -19,11 +19,12 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from remoterl._logging import logger
 from remoterl.actors.directory import RESOURCE
 from remoterl.actors.registry import MirroredCreator
-from remoterl.errors import UnsupportedError
+from remoterl.errors import NotShippableError, UnsupportedError
 from remoterl.patches.backend import backend, building_locally, is_local
 from remoterl.patches.base import Patch
 from remoterl.patches.code_travels import code_travels
 from remoterl.patches.rllib_settings import COUNTS, for_simulators, own_settings
+from remoterl.shipping import StaysLocal
 
 # What a user's config said in the settings that were changed; a checkpoint holds these.
 _own_settings: weakref.WeakKeyDictionary[Algorithm, dict[str, Any]] = weakref.WeakKeyDictionary()
@@ -91,8 +92,11 @@ def rllibs_base(algorithm_class: type) -> Any:
 
 def samples_here(config: Mapping[str, Any]) -> bool:
     """Does the algorithm step environments in its own process?"""
+    # What learns from recorded data has no env runners for training (`Algorithm.setup`).
+    samples = config.get("_is_online", True) or not config.get("enable_env_runner_and_connector_v2", True)
+    trains_here = samples and (not config.get("num_env_runners") or config.get("create_env_on_local_worker"))
     evaluates_here = config.get("evaluation_interval") and not config.get("evaluation_num_env_runners")
-    return bool(not config.get("num_env_runners") or evaluates_here or config.get("create_env_on_local_worker"))
+    return bool(trains_here or evaluates_here)
 
 
 def _has_rows_here(config: AlgorithmConfig) -> bool:
@@ -123,6 +127,7 @@ def check_environments(environments: Iterable[Any]) -> None:
 
     Raises:
         UnknownEnvironmentError: an id that a simulator could not make.
+        NotShippableError: the trainer's registration can't be pickled.
     """
     from ray.tune.registry import ENV_CREATOR, _global_registry
 
@@ -136,7 +141,14 @@ def check_environments(environments: Iterable[Any]) -> None:
             if not ours:
                 continue
         if not backend().simulators_know(env_id):  # again as well: the script may have registered another class since
-            _global_registry.register(ENV_CREATOR, env_id, MirroredCreator(trainers_registry[env_id]))
+            try:
+                creator = MirroredCreator(trainers_registry[env_id])
+            except StaysLocal as reason:
+                raise NotShippableError(
+                    f"{env_id} is registered here, and can't travel to the simulators: {reason}. Register it in the "
+                    "simulator's script, or without what can't be pickled."
+                ) from reason
+            _global_registry.register(ENV_CREATOR, env_id, creator)
             backend().at_end(functools.partial(_global_registry.unregister, ENV_CREATOR, env_id))
         elif ours:
             _global_registry.unregister(ENV_CREATOR, env_id)
@@ -172,6 +184,19 @@ def _placement(actor: Mapping[str, Any]) -> dict[str, Any]:
     return {"scheduling_strategy": reserved}
 
 
+def _foreach_actor(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Functions that the script, or RLlib, sends to env runners once they are there take the script's code along."""
+
+    @functools.wraps(original)
+    def foreach_actor(self: Any, func: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_local() or all(isinstance(one, str) for one in (func if isinstance(func, list) else [func])):
+            return original(self, func, *args, **kwargs)
+        with code_travels(func, kwargs.get("kwargs")):
+            return original(self, func, *args, **kwargs)
+
+    return foreach_actor
+
+
 # ---- checkpoints: they can be restored anywhere, with the user's own settings ------------------------------------
 
 
@@ -199,4 +224,6 @@ TABLE = (
     Patch("ray.rllib.algorithms.algorithm", "Algorithm.get_ctor_args_and_kwargs", "method", _ctor_args),
     Patch("ray.rllib.algorithms.algorithm", "Algorithm.__getstate__", "method", _getstate),
     Patch("ray.rllib.env.env_runner_group", "EnvRunnerGroup._make_worker", "method", _make_worker),
+    Patch("ray.rllib.utils.actor_manager", "FaultTolerantActorManager.foreach_actor", "method", _foreach_actor),
+    Patch("ray.rllib.utils.actor_manager", "FaultTolerantActorManager.foreach_actor_async", "method", _foreach_actor),
 )

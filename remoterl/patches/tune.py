@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -36,6 +37,7 @@ class _Trials:
 
     def __init__(self, trainable: Any, space: Any) -> None:
         self.trainable, self.space = trainable, space
+        self.is_given = space is not None
         self.resources_changed = False
         self.algorithm = _algorithm_class(trainable)
         if self.algorithm is None:
@@ -133,6 +135,8 @@ def _run_experiments(original: Callable[..., Any]) -> Callable[..., Any]:
 def _prepare(run_or_experiment: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     if not isinstance(run_or_experiment, Experiment):
         trials = _Trials(run_or_experiment, kwargs.get("config"))
+        if not trials.is_given and (kwargs.get("resume") or kwargs.get("resume_config")):
+            return trials.trainable, kwargs  # its trials were saved with their settings
         trials.make_room(kwargs.get("num_samples", 1), kwargs.get("max_concurrent_trials"))
         return trials.trainable, ({**kwargs, "config": trials.space} if trials.algorithm else kwargs)
     experiment = copy.copy(run_or_experiment)
@@ -167,6 +171,29 @@ def _tuner_init(original: Callable[..., None]) -> Callable[..., None]:
             return original(self, trials.trainable, **kwargs)
 
     return __init__
+
+
+def _tuner_restore(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Through Ray Client the search space was saved as the simulators need it, and is compared with that."""
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def restore(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_local() or not ray.util.client.ray.is_connected():
+            return original(cls, *args, **kwargs)
+        arguments = signature.bind(cls, *args, **kwargs).arguments
+        trials = _Trials(arguments["trainable"], arguments.get("param_space"))
+        arguments["trainable"] = trials.trainable
+        restates = trials.algorithm is not None and trials.is_given
+        if restates:
+            arguments["param_space"] = trials.space
+        with code_travels(*list(arguments.values())[1:]):
+            tuner = original(**arguments)
+        if restates:
+            _asked[tuner] = trials, TuneConfig()
+        return tuner
+
+    return restore
 
 
 def _tuner_fit(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -259,6 +286,7 @@ TABLE = (
     Patch("ray.tune.tune", "run", "name", _run),
     Patch("ray.tune.tune", "run_experiments", "name", _run_experiments),
     Patch("ray.tune.tuner", "Tuner.__init__", "method", _tuner_init),
+    Patch("ray.tune.tuner", "Tuner.restore", "method", _tuner_restore),
     Patch("ray.tune.tuner", "Tuner.fit", "method", _tuner_fit),
     Patch("ray.tune.registry", "_Registry.register", "method", _register),
 )

@@ -111,12 +111,16 @@ def test_a_scripts_own_handler_of_sigterm_stays(cluster, tmp_path: Path) -> None
     assert_free(cluster)
 
 
-def test_ray_shutdown_ends_the_session(cluster) -> None:
+def test_ray_shutdown_ends_the_session(cluster, caplog: pytest.LogCaptureFixture) -> None:
     import ray
 
     before = patched_places()
     assert remoterl.init(KEY, address=cluster.client_address)
     ray.init()  # a script's own bare call must not fail
+    ray.init(ignore_reinit_error=True)
+    assert "no effect" not in caplog.text
+    ray.init(runtime_env={"env_vars": {"TOKEN": "x"}}, num_cpus=2)
+    assert "its num_cpus, runtime_env have no effect" in caplog.text
     ray.shutdown()
     assert not remoterl.is_initialized() and not ray.is_initialized()
     assert patched_places() == before

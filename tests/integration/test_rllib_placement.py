@@ -8,15 +8,16 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
-import ray
 import rllib_envs
 from processes import wait_until
 from rllib_fixtures import free_units, in_cluster_only
 
 from remoterl.patches.backend import backend
+from remoterl.patches.rllib import samples_here
 
 pytest.importorskip("ray.rllib")
 
+from ray.rllib.algorithms.bc import BCConfig
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.impala import IMPALAConfig
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
@@ -30,13 +31,9 @@ def small_ppo(env: Any = "CartPole-v1", num_env_runners: int = 1, **env_config: 
     return config.env_runners(num_env_runners=num_env_runners).training(**SMALL).rl_module(model_config=NET)
 
 
-def node_of() -> Any:
-    """A function that gives the node it is called on; one that travels by value, as a script's lambda does."""
-    return lambda _: ray.get_runtime_context().get_node_id()
-
-
 def where(algo: Any, group: str = "env_runner_group") -> list[str]:
-    return getattr(algo, group).foreach_env_runner(node_of(), local_env_runner=False)
+    """The nodes of its env runners; what is called there is in a module that lies beside the tests alone."""
+    return getattr(algo, group).foreach_env_runner(rllib_envs.node_of, local_env_runner=False)
 
 
 def on_simulators(names: list[str], number: int) -> bool:
@@ -52,7 +49,7 @@ def test_training_and_evaluation_at_simulators_learners_at_the_hub(rllib_session
     algo = config.build_algo()
     assert node_names(where(algo)) == ["alpha", "beta"]
     assert on_simulators(node_names(where(algo, "eval_env_runner_group")), 1)
-    learners = algo.learner_group.foreach_learner(node_of())
+    learners = algo.learner_group.foreach_learner(rllib_envs.node_of)
     assert node_names(learner.get() for learner in learners.result_or_errors) == ["hub"]
     assert free_units() == 5  # ours made room: their number is not RLlib's
     result = algo.train()
@@ -163,6 +160,14 @@ def test_environments(rllib_session: str, node_names: Any, env: str) -> None:
     finally:
         gym.registry.pop("OnTrainer-v0", None)
     assert "only_here" not in sys.modules
+
+
+def test_who_steps_environments_in_its_own_process() -> None:
+    assert samples_here(vars(small_ppo(num_env_runners=0))) and not samples_here(vars(small_ppo()))
+    assert samples_here(vars(small_ppo().evaluation(evaluation_interval=1)))
+    learns_from_records = BCConfig().evaluation(evaluation_interval=1, evaluation_num_env_runners=1)
+    assert not samples_here(vars(learns_from_records))
+    assert samples_here(vars(learns_from_records.evaluation(evaluation_num_env_runners=0)))
 
 
 @in_cluster_only

@@ -45,21 +45,23 @@ def check_places(metrics: Any, node_names: Any) -> list[str]:
 
 @pytest.mark.parametrize(
     ("rllib_session", "how"),
-    [("client", "run a config by name"), ("driver", "with_resources")],
+    [("client", "a config by name"), ("driver", "with_resources")],
     indirect=["rllib_session"],
     scope="module",
 )
 def test_ways_to_run(rllib_session: str, node_names: Any, tmp_path: Path, how: str) -> None:
-    options: dict[str, Any] = {"stop": {"training_iteration": 1}, "storage_path": str(tmp_path), "verbose": 0}
+    trainable: Any = "PPO"
+    param_space: Any = space()
     if how == "with_resources":
         trainable = tune.with_resources(PPO, tune.PlacementGroupFactory([{"CPU": 1}, {"CPU": 1}]))
-        [result] = tune.Tuner(trainable, param_space=space(), run_config=run_config(tmp_path)).fit()
-        metrics = result.metrics
     else:
-        config = PPOConfig().update_from_dict(space())
-        metrics = tune.run("PPO", config=config, **options).trials[0].last_result
-    assert check_places(metrics, node_names) in (["alpha"], ["beta"])
+        param_space = PPOConfig().update_from_dict(param_space)
+    results = tune.Tuner(trainable, param_space=param_space, run_config=run_config(tmp_path)).fit()
+    assert check_places(results[0].metrics, node_names) in (["alpha"], ["beta"])
     assert_free_and_open()
+    for more in ({}, {"param_space": param_space}):
+        again = tune.Tuner.restore(results.experiment_path, trainable, **more).fit()
+        assert [one.metrics["training_iteration"] for one in again] == [1]
 
 
 def assert_free_and_open() -> None:

@@ -15,7 +15,9 @@ NumWorkers = Annotated[int, typer.Option("--num-workers", help="As init() has it
 NumEnvRunners = Annotated[int, typer.Option("--num-env-runners", help="As init() has it: for each worker.")]
 NumEnvs = Annotated[
     int | None,
-    typer.Option("--num-envs", min=1, help="Rows over all env runners. Default: two each.", show_default=False),
+    typer.Option(
+        "--num-envs", min=1, help="Rows over all env runners. Default: two each (RLlib: one each).", show_default=False
+    ),
 ]
 Steps = Annotated[
     int,
