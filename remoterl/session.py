@@ -46,6 +46,7 @@ from remoterl.errors import (
     UnknownNameError,
     UnknownNamespaceError,
     UnknownVersionError,
+    UnsupportedError,
 )
 from remoterl.fleet import Fleet, knows
 from remoterl.patches import backend as patches_backend
@@ -168,19 +169,19 @@ class Session:
                 if isinstance(error, gymnasium.error.UnregisteredEnv):
                     if self._move_to(_named_id(error), lacking):
                         continue
-                    raise self._unknown(_named_id(error)) from error
+                    raise self._why_unknown(_named_id(error)) from error
                 raise
             except EnvRunnerLostError as error:
                 losses += 1
                 if losses == ATTEMPTS:
-                    raise EnvRunnerLostError(
-                        f"{env_id or 'This vector env'} could not be made: {losses} times an env runner was lost "
-                        f"meanwhile. The last time: {error} {USUAL_CAUSE}"
-                    ) from error
+                    raise self._often_lost(env_id, error) from error
                 if any(runner.channel.lost for runner in runners):  # since it was last used, perhaps
                     continue
                 raise
             self._cores.add(core)
+            if any("human" in opened.render_modes for opened in core.opened):  # set in a factory or a spec
+                core.close()
+                raise UnsupportedError(patches_backend.NO_WINDOWS)
             return core
 
     def _open_on(
@@ -208,15 +209,19 @@ class Session:
     def find_spec(self, env_id: str) -> Any:
         """See `patches.backend.Backend.find_spec`."""
         asked: set[str] = set()
-        for runner in self._runners_for(env_id):
-            if runner.simulator in asked:
-                continue
-            asked.add(runner.simulator)
+        losses = 0
+        while True:
+            runner = next((one for one in self._runners_for(env_id) if one.simulator not in asked), None)
+            if runner is None:
+                raise self._why_unknown(env_id)
             specs = self._spec_shipper.ship(self._news_for(runner))
             try:
                 reply = runner.channel.receive(runner.channel.send(m.FindSpec(env_id, specs)), self.step_timeout_s)
-            except EnvRunnerLostError:
-                return self.find_spec(env_id)  # of those that live
+            except EnvRunnerLostError as error:
+                losses += 1
+                if losses == ATTEMPTS:
+                    raise self._often_lost(env_id, error) from error
+                continue
             except TimeoutError:  # it is stuck, in the close of an environment perhaps
                 self.give_up(runner)
                 raise StepTimeoutError(
@@ -227,7 +232,7 @@ class Session:
                 raise RowsRaised([(runner, error) for error in reply.errors]).to_raise(env_id)
             if reply.spec is not None:
                 return reply.spec
-        raise self._unknown(env_id)
+            asked.add(runner.simulator)
 
     def simulators_know(self, env_id: str) -> bool:
         """See `patches.backend.Backend.simulators_know`."""
@@ -338,6 +343,8 @@ class Session:
         """See `vector.recovery.Rescuer.replace`."""
         import ray
 
+        if self._closed:  # from another thread; what would be started now, nobody would end
+            raise EnvRunnerLostError(f"{error} Its session was closed meanwhile.")
         if self._watch is not None and not self._watch.answers():
             self._lose_the_hub(self._watch.why())
         self._require_hub()
@@ -412,6 +419,16 @@ class Session:
             f"registered it either. "
             + (f"The closest names: {', '.join(close)}. " if close else "")
             + "Register it in the simulator's script before init(), or in this script."
+        )
+
+    def _why_unknown(self, env_id: str) -> Exception:
+        """What to raise where no simulator makes an id: `StaysLocal` where its registration here can't travel."""
+        return self._spec_shipper.why_it_stays(env_id) or self._unknown(env_id)
+
+    def _often_lost(self, env_id: str | None, error: Exception) -> EnvRunnerLostError:
+        return EnvRunnerLostError(
+            f"{env_id or 'This vector env'} could not be made: {ATTEMPTS} times an env runner was lost meanwhile. The "
+            f"last time: {error} {USUAL_CAUSE}"
         )
 
     def _offering_elsewhere(self, env_id: str) -> list[str]:

@@ -177,7 +177,7 @@ class Cluster:
 
     def add(self, name: str, *options: str) -> Process:
         address = ["--address", self.gcs_address] if self.simulators else []
-        registered = [word for module in ("only_here", "ale_py", "minigrid") for word in ("--register", module)]
+        registered = [word for module in ("only_here", "ale_py") for word in ("--register", module)]
         units = ["--max-env-runners", str(self._units)]
         path = {"RAY_TMPDIR": self.folder, "PYTHONPATH": str(ROOT / "tests" / "simulator_only")}
         process = start_simulator("--name", name, *address, *registered, *units, *options, python=self._python, **path)

@@ -13,6 +13,8 @@ import gymnasium
 
 from remoterl.errors import UnsupportedError
 
+SB3_MONITOR = "stable_baselines3.common.monitor"
+
 
 class Monitor(gymnasium.Wrapper):
     """Adds `info["episode"] = {"r": return, "l": length, "t": seconds}` at each episode's end.

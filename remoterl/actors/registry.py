@@ -76,18 +76,24 @@ def _load_file(path: Path) -> None:
 
 
 class RegisteredEntryPoint:
-    """A simulator's own entry point, as the trainer holds it: opaque there, called on a simulator only."""
+    """A simulator's own entry point, as the trainer holds it: opaque there, called on a simulator only.
 
-    def __init__(self, env_id: str) -> None:
+    Args:
+        env_id: of the spec.
+        name: `entry_point` or `vector_entry_point`.
+    """
+
+    def __init__(self, env_id: str, name: str = "entry_point") -> None:
         self.env_id = env_id
+        self.name = name
 
     def _creator(self) -> Any:
         if self.env_id not in registry:
             raise gymnasium.error.UnregisteredEnv(f"No registered env with id: `{self.env_id}`.")
-        entry_point = registry[self.env_id].entry_point
+        entry_point = getattr(registry[self.env_id], self.name)
         return load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
 
-    def __call__(self, **kwargs: Any) -> gymnasium.Env:
+    def __call__(self, **kwargs: Any) -> Any:
         return self._creator()(**kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -96,7 +102,7 @@ class RegisteredEntryPoint:
         raise AttributeError(name)
 
     def __repr__(self) -> str:
-        return f"<entry point of {self.env_id} on its simulator>"
+        return f"<{self.name} of {self.env_id} on its simulator>"
 
 
 def portable_spec(spec: EnvSpec | None) -> EnvSpec | None:
@@ -107,7 +113,7 @@ def portable_spec(spec: EnvSpec | None) -> EnvSpec | None:
     if callable(spec.entry_point):
         portable.entry_point = RegisteredEntryPoint(spec.id)
     if callable(spec.vector_entry_point):
-        portable.vector_entry_point = repr(spec.vector_entry_point)
+        portable.vector_entry_point = RegisteredEntryPoint(spec.id, "vector_entry_point")
     return portable
 
 
@@ -115,22 +121,35 @@ class SpecShipper:
     """Pickles a trainer's registrations for simulators, each once however many env runners get it."""
 
     def __init__(self) -> None:
-        self._shipped: dict[str, tuple[EnvSpec, bytes | None]] = {}
+        self._shipped: dict[str, tuple[EnvSpec, bytes | StaysLocal]] = {}
 
     def ship(self, specs: Iterable[EnvSpec]) -> bytes:
-        """All of these in one message; those that can't travel are left out."""
-        shipped = {spec.id: data for spec in specs if (data := self._one(spec)) is not None}
+        """All of these in one message; None for those that can't travel."""
+        shipped = {spec.id: data if isinstance(data := self._one(spec), bytes) else None for spec in specs}
         return pickle.dumps(shipped) if shipped else b""
 
-    def _one(self, spec: EnvSpec) -> bytes | None:
+    def why_it_stays(self, unknown: str) -> StaysLocal | None:
+        """Why what the trainer registered can't travel; None where it can, or there is nothing.
+
+        Args:
+            unknown: what Gymnasium calls unknown: an id, its name without the version, or its namespace.
+        """
+        for env_id, spec in registry.items():
+            named = unknown in (env_id, env_id.rpartition("-v")[0], env_id.partition("/")[0])
+            if named and isinstance(shipped := self._one(spec), StaysLocal):
+                return StaysLocal(f"{env_id} is registered here, and can't travel: {shipped}")
+        return None
+
+    def _one(self, spec: EnvSpec) -> bytes | StaysLocal:
         known = self._shipped.get(spec.id)
         if known is not None and known[0] is spec:
             return known[1]
+        data: bytes | StaysLocal
         try:
             data = ship(with_local_code(spec))
         except StaysLocal as error:
             logger.debug("%s stays on the trainer: %s", spec.id, error)
-            data = None
+            data = error
         self._shipped[spec.id] = (spec, data)
         return data
 
@@ -148,7 +167,7 @@ def _with_code(env_id: str, entry_point: Any) -> Any:
     if not isinstance(entry_point, str):
         return entry_point
     module_name = entry_point.split(":")[0]
-    if module_name != "__main__" and not _lies_beside_the_script(module_name):
+    if module_name != "__main__" and not lies_beside_the_script(module_name):
         return entry_point
     try:
         return load_env_creator(entry_point)
@@ -157,7 +176,8 @@ def _with_code(env_id: str, entry_point: Any) -> Any:
         return entry_point
 
 
-def _lies_beside_the_script(module_name: str) -> bool:
+def lies_beside_the_script(module_name: str) -> bool:
+    """Does this module, imported or not, lie beside the script?"""
     top = module_name.split(".")[0]
     if top in sys.modules:
         return is_beside_the_script(sys.modules[top])
@@ -191,12 +211,18 @@ class MirroredCreator:
 
 
 def add_specs(data: bytes, own: frozenset[str]) -> None:
-    """Register in an env runner what the trainer mirrored, but never over the simulator's own (`own`)."""
+    """Register in an env runner what the trainer mirrored, but never over the simulator's own (`own`).
+
+    What can't travel is registered nowhere here, also where an earlier registration of its id could.
+    """
     if not data:
         return
     with may_register_again():
         for env_id, spec in pickle.loads(data).items():
             if env_id in own:
+                continue
+            if spec is None:
+                registry.pop(env_id, None)
                 continue
             try:
                 registry[env_id] = cloudpickle.loads(spec)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import reprlib
+import sys
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,7 +26,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
-from remoterl.actors.monitor import require_gymnasium_env
+from remoterl.actors.monitor import SB3_MONITOR, Monitor, require_gymnasium_env
 from remoterl.actors.registry import portable_spec
 from remoterl.messages import (
     ARRAY_SPACES,
@@ -726,8 +727,11 @@ def _agreed(values: list[Any]) -> list[Any]:
 
 
 def _is_wrapped(env: Any, wrapper_class: type) -> bool:
+    classes: tuple[type, ...] = (wrapper_class,)
+    if wrapper_class is Monitor and (sb3s := sys.modules.get(SB3_MONITOR)) is not None:
+        classes += (sb3s.Monitor,)  # of an environment's own package, say: only in what a trainer sends it is replaced
     while isinstance(env, gymnasium.Wrapper):
-        if isinstance(env, wrapper_class):
+        if isinstance(env, classes):
             return True
         env = env.env
     return False

@@ -76,6 +76,11 @@ class Backend(Protocol):
         """Call `undo` when the session ends and leaves Ray's connection open, because the script had opened it."""
 
 
+NO_WINDOWS = (
+    "render_mode='human' would open its window on the simulator, where nobody looks. Take render_mode='rgb_array' and "
+    "show or record the frames here (gymnasium.wrappers.RecordVideo, HumanRendering)."
+)
+
 _backend: Backend | None = None
 _thread = threading.local()
 

@@ -24,7 +24,8 @@ def becoming_remote(
     """A replacement of `local_class.__init__` that opens the rows remotely, or here where they can't travel.
 
     `remote_class.__init__(instance, core, arguments)` sets the instance up; `arguments` are those of the
-    local class by name, defaults included. `semantics` picks the rows' rules by them.
+    local class by name, defaults included. `semantics` picks the rows' rules by them. What a script's subclass can't do
+    without, `remote_class.LOCAL_PARTS` names.
     """
     signature = inspect.signature(original)
 
@@ -36,7 +37,10 @@ def becoming_remote(
         arguments = bound.arguments
         mode = AutoresetMode(arguments.get("autoreset_mode", AutoresetMode.NEXT_STEP))
         own_worker = arguments.get("worker") is not None  # it replaces what we would replace
-        if is_local() or own_worker or not env_fns:
+        own_parts = _parts_used(type(self), local_class, remote_class.LOCAL_PARTS)
+        if own_parts and not is_local():
+            say_local(type(self).__name__, StaysLocal(f"it uses {local_class.__name__}'s own {', '.join(own_parts)}"))
+        if is_local() or own_worker or not env_fns or own_parts:
             with building_locally():
                 return original(self, env_fns, *args, **kwargs)
         try:
@@ -54,6 +58,17 @@ def becoming_remote(
         return None
 
     return __init__
+
+
+def _parts_used(own_class: type, local_class: type, parts: frozenset[str]) -> list[str]:
+    """Those that the methods of a script's subclass name."""
+    used: set[str] = set()
+    for base in own_class.__mro__[: own_class.__mro__.index(local_class)]:
+        for value in vars(base).values():
+            for function in (value.fget, value.fset) if isinstance(value, property) else (value,):
+                if inspect.isfunction(function):
+                    used |= parts.intersection(function.__code__.co_names)
+    return sorted(used)
 
 
 def _become(instance: Any, local_class: type, remote_class: type) -> None:

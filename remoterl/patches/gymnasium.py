@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +12,10 @@ from gymnasium.envs import registration
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
-from remoterl.actors.registry import with_local_code
+from remoterl.actors.registry import lies_beside_the_script, with_local_code
 from remoterl.errors import UnsupportedError
 from remoterl.messages import Semantics
-from remoterl.patches.backend import backend, building_locally, is_local
+from remoterl.patches.backend import NO_WINDOWS, backend, building_locally, is_local
 from remoterl.patches.base import Patch, original_function
 from remoterl.patches.becoming import becoming_remote, say_local
 from remoterl.shipping import StaysLocal
@@ -41,6 +42,7 @@ def remote_make(
     if is_local():
         return local(registration.make)(id, max_episode_steps, disable_env_checker, **kwargs)
     _refuse_human_rendering(kwargs)
+    id = imported_here(id)
     factory = MakeEnv(
         id, {"max_episode_steps": max_episode_steps, "disable_env_checker": disable_env_checker, **kwargs}
     )
@@ -85,18 +87,35 @@ def remote_make_vec(
     if is_local():
         return local(registration.make_vec)(id, num_envs, vectorization_mode, vector_kwargs, wrappers, **kwargs)
     _refuse_human_rendering(kwargs)
+    id = imported_here(id)
+    try:
+        return _make_vec(id, num_envs, vectorization_mode, vector_kwargs, wrappers, kwargs)
+    except StaysLocal as reason:
+        say_local(f"gymnasium.make_vec({_id_of(id)!r})", reason)
+        with building_locally():
+            return local(registration.make_vec)(id, num_envs, vectorization_mode, vector_kwargs, wrappers, **kwargs)
+
+
+def _make_vec(
+    id: str | EnvSpec, num_envs: int, vectorization_mode: Any, vector_kwargs: Any, wrappers: Any, kwargs: dict[str, Any]
+) -> gymnasium.vector.VectorEnv:
     spec: Any = with_local_code(id) if isinstance(id, EnvSpec) else id
     if isinstance(id, str):
         spec = backend().find_spec(id)
-    if isinstance(spec, EnvSpec) and spec.vector_entry_point is not None:
+    entry_point = None
+    if isinstance(spec, EnvSpec) and spec.vector_entry_point is not None and _is_its_own(spec, vectorization_mode):
         spec = copy.copy(spec)
         entry_point, spec.vector_entry_point = spec.vector_entry_point, _HostVectorEnv(id)
-    else:
-        entry_point = None
     env = local(registration.make_vec)(spec, num_envs, vectorization_mode, vector_kwargs, wrappers, **kwargs)
     if entry_point is not None and env.unwrapped.spec is not None:
         env.unwrapped.spec.vector_entry_point = entry_point
     return env
+
+
+def _is_its_own(spec: EnvSpec, vectorization_mode: Any) -> bool:
+    """Does `make_vec` take the spec's own vector env?"""
+    mode = spec.kwargs.get("vectorization_mode", vectorization_mode)
+    return mode in (None, registration.VectorizeMode.VECTOR_ENTRY_POINT, "vector_entry_point")
 
 
 class _HostVectorEnv:
@@ -114,7 +133,7 @@ class MakeVectorEnv:
     """A factory that calls the environment's own `vector_entry_point` where it arrives."""
 
     def __init__(self, env: str | EnvSpec, kwargs: dict[str, Any]) -> None:
-        self.env = env
+        self.env = env if isinstance(env, str) else with_local_code(env)
         self.kwargs = kwargs
 
     def __call__(self) -> gymnasium.vector.VectorEnv:
@@ -145,11 +164,18 @@ def _async_init(original: Callable[..., None]) -> Callable[..., None]:
 
 def _refuse_human_rendering(kwargs: dict[str, Any]) -> None:
     if kwargs.get("render_mode") == "human":
-        raise UnsupportedError(
-            "render_mode='human' would open its window on the simulator, where nobody looks. Take "
-            "render_mode='rgb_array' and show or record the frames here (gymnasium.wrappers.RecordVideo, "
-            "HumanRendering)."
-        )
+        raise UnsupportedError(NO_WINDOWS)
+
+
+def imported_here(env: Any) -> Any:
+    """Of `module:id` the id, where the module lies beside the script: it is imported here, and what it registers
+    travels. A simulator imports others."""
+    if isinstance(env, str):
+        module, _, env_id = env.partition(":")
+        if env_id and lies_beside_the_script(module):
+            importlib.import_module(module)
+            return env_id
+    return env
 
 
 def local(function: Any) -> Callable[..., Any]:

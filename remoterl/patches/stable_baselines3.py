@@ -16,6 +16,7 @@ from remoterl.messages import Semantics
 from remoterl.patches.backend import is_local
 from remoterl.patches.base import Patch, original_function
 from remoterl.patches.becoming import becoming_remote
+from remoterl.patches.gymnasium import imported_here
 from remoterl.vector.sb3 import RemoteDummyVecEnv, RemoteSubprocVecEnv
 
 
@@ -50,8 +51,11 @@ def _make_vec_env_code(  # type: ignore[no-untyped-def]
 def remote_make_vec_env(**arguments: Any) -> VecEnv:
     """`make_vec_env` as it is, but that `monitor_dir` is a folder on the trainer's machine."""
     original = original_function(cast(FunctionType, env_util.make_vec_env), _make_vec_env_original)
+    if is_local():
+        return original(**arguments)
+    arguments["env_id"] = imported_here(arguments["env_id"])
     folder = arguments["monitor_dir"]
-    if folder is None or is_local():
+    if folder is None:
         return original(**arguments)
     vec_env = original(**{**arguments, "monitor_dir": None})
     if not isinstance(vec_env, (RemoteDummyVecEnv, RemoteSubprocVecEnv)):  # a class of the script's, or kept local

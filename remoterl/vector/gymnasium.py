@@ -21,7 +21,7 @@ from gymnasium.vector.utils import batch_differing_spaces, batch_space, create_s
 from remoterl.errors import SpaceMismatchError, StepTimeoutError
 from remoterl.messages import ARRAY_SPACES, InfoTable, Target, rows_of
 from remoterl.vector import batches
-from remoterl.vector.core import Flight, VectorCore
+from remoterl.vector.core import CLOSE_S, Flight, VectorCore
 from remoterl.vector.lent import Batch
 from remoterl.vector.row_view import RowView
 
@@ -222,6 +222,9 @@ class RemoteSyncVectorEnv(_RemoteRows, SyncVectorEnv):
     Gymnasium's `_key` masks; everything is equal to the local class, bit for bit.
     """
 
+    LOCAL_PARTS = frozenset(
+        {"_env_obs", "_observations", "_rewards", "_terminations", "_truncations", "_autoreset_envs"}
+    )
     _local_name = "SyncVectorEnv"
 
     def __init__(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
@@ -256,6 +259,7 @@ class RemoteSyncVectorEnv(_RemoteRows, SyncVectorEnv):
 class RemoteAsyncVectorEnv(_RemoteRows, AsyncVectorEnv):
     """An `AsyncVectorEnv` whose rows step on env runners; `step_async` and its kin as the local class has them."""
 
+    LOCAL_PARTS = frozenset({"parent_pipes", "processes", "error_queue", "_poll_pipe_envs", "_raise_if_errors"})
     _local_name = "AsyncVectorEnv"
 
     def __init__(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
@@ -322,7 +326,7 @@ class RemoteAsyncVectorEnv(_RemoteRows, AsyncVectorEnv):
         if self._state != AsyncState.DEFAULT:
             logger.warn(f"Calling `close` while waiting for a pending call to `{self._state.value}` to complete.")
         self._flight, self._state = None, AsyncState.DEFAULT
-        self._core.close(0.0 if terminate else timeout)
+        self._core.close(0.0 if terminate else CLOSE_S if timeout is None else timeout)
 
     def _begin(self, call: str) -> None:
         self._assert_is_running()

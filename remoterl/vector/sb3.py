@@ -36,6 +36,7 @@ class _RemoteRows(VecEnv):
     def __init__(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
         self._core = core
         self._flight: Flight | None = None
+        self.actions: Any = None  # of the last step
         self.waiting = False  # was `step_async` called, and `step_wait` not yet?
         distinct = sum(opened.distinct for opened in core.opened)
         if distinct != core.num_rows:
@@ -47,7 +48,6 @@ class _RemoteRows(VecEnv):
         first = core.opened[0]
         VecEnv.__init__(self, core.num_rows, first.observation_spaces[0], first.action_spaces[0])
         self.closed = False
-        self.keys, _, _ = obs_space_info(self.observation_space)
         self._logs: list[ResultsWriter] = []  # of `make_vec_env(monitor_dir=...)`, one a row, on this machine
 
     def reset(self) -> Any:
@@ -70,6 +70,7 @@ class _RemoteRows(VecEnv):
         self._assert_is_running()
         if len(actions) != self.num_envs:
             raise ValueError(f"expected one action for each of the {self.num_envs} environments, got {len(actions)}")
+        self.actions = actions
         self._flight, self.waiting = self._core.step(actions), True
 
     def step_wait(self) -> Any:
@@ -122,10 +123,11 @@ class _RemoteRows(VecEnv):
     def _observe(self, parts: Sequence[Any], batch: Batch | None = None) -> Any:
         if batch is not None and (written := batch.whole(parts)) is not None:
             return self._named(written) if type(written) is dict else written
-        if isinstance(self.observation_space, spaces.Dict):
-            return self._named((key, self._beside([part[key] for part in parts])) for key in self.keys)
-        if isinstance(self.observation_space, spaces.Tuple):
-            return tuple(self._beside([part[index] for part in parts]) for index in range(len(self.keys)))
+        space = self.observation_space
+        if isinstance(space, spaces.Dict):
+            return self._named((key, self._beside([part[key] for part in parts])) for key in space.spaces)
+        if isinstance(space, spaces.Tuple):
+            return tuple(self._beside([part[index] for part in parts]) for index in range(len(space.spaces)))
         return self._beside(parts)
 
     def _beside(self, parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -179,6 +181,9 @@ class _RemoteRows(VecEnv):
     def render(self, mode: str | None = None) -> np.ndarray | None:
         return VecEnv.render(self, mode)
 
+    def __reduce__(self) -> Any:
+        raise TypeError(f"This remote {self._local_name} lives on simulators and can't be pickled or copied.")
+
     def _rows(self, indices: Any) -> list[int]:
         return [int(index) for index in self._get_indices(indices)]
 
@@ -192,11 +197,13 @@ class _RemoteRows(VecEnv):
 class RemoteDummyVecEnv(_RemoteRows, DummyVecEnv):
     """A `DummyVecEnv` whose environments step on env runners: rewards float32, dones bool, infos a list."""
 
+    LOCAL_PARTS = frozenset({"buf_obs", "buf_rews", "buf_dones", "buf_infos", "_save_obs", "_obs_from_buf"})
     _local_name = "DummyVecEnv"
     _named = OrderedDict
 
     def __init__(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
         super().__init__(core, arguments)
+        self.keys, _, _ = obs_space_info(self.observation_space)  # raises for nested ones, as locally
         self.metadata = dict(core.opened[0].metadata)
         self._views: list[gymnasium.Env] = [RowView(core, row, Target.WRAPPERS) for row in range(self.num_envs)]
 
@@ -209,6 +216,7 @@ class RemoteDummyVecEnv(_RemoteRows, DummyVecEnv):
 class RemoteSubprocVecEnv(_RemoteRows, SubprocVecEnv):
     """A `SubprocVecEnv` whose environments step on env runners: arrays as the environments made them."""
 
+    LOCAL_PARTS = frozenset({"remotes", "work_remotes", "processes", "_get_target_remotes"})
     _local_name = "SubprocVecEnv"
 
     def __init__(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:

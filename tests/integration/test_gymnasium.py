@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from processes import Way
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from remoterl.errors import SpaceMismatchError, UnsupportedError
 from remoterl.vector.single import RemoteEnv
@@ -82,6 +85,8 @@ def test_human_rendering_is_refused(trainer: Way) -> None:
     for make in (gym.make, gym.make_vec):
         with pytest.raises(UnsupportedError, match="window on the simulator"):
             make("CartPole-v1", render_mode="human")
+    with pytest.raises(UnsupportedError, match="window on the simulator"):
+        SyncVectorEnv([lambda: gym.make("CartPole-v1", render_mode="human")] * 2)
 
 
 def test_vector_wrappers(trainer: Way, tmp_path: Path) -> None:
@@ -124,6 +129,39 @@ def test_make_vec_in_every_way(trainer: Way) -> None:
         vec.close()
     with pytest.raises(ValueError, match="Invalid vectorization mode"):
         gym.make_vec("CartPole-v1", 3, "sideways")
+
+
+class OwnVectorEnv(gym.vector.VectorEnv):
+    """An environment's own."""
+
+    metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}
+
+    def __init__(self, num_envs: int = 2, lock: Any = None) -> None:
+        self.num_envs = num_envs
+        self.single_observation_space = self.single_action_space = gym.spaces.Discrete(9)
+        self.observation_space = self.action_space = gym.spaces.MultiDiscrete([9] * num_envs)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        return np.arange(self.num_envs), {"pid": os.getpid()}
+
+
+def test_specs_of_vector_envs(trainer: Way, caplog: pytest.LogCaptureFixture) -> None:
+    """Rows have the spec that they have locally; an environment's own vector env is made again from its own."""
+    vec = gym.make_vec("CartPole-v1", 2, "sync")
+    theirs = vec.get_attr("spec")[0]
+    assert theirs.vector_entry_point == "gymnasium.envs.classic_control.cartpole:CartPoleVectorEnv"
+    gym.register("Own-v0", entry_point=envs.CountingEnv, vector_entry_point=OwnVectorEnv)
+    try:
+        own = gym.make_vec("Own-v0", 3)
+        for hosted in (own, gym.make_vec(own.spec), gym.make_vec(gym.spec("Own-v0"), 3)):
+            observations, infos = hosted.reset()
+            assert observations.tolist() == [0, 1, 2] and infos["pid"] != os.getpid()
+            hosted.close()
+        here = gym.make_vec("Own-v0", 2, lock=threading.Lock())
+        assert here.reset()[1]["pid"] == os.getpid() and "make_vec('Own-v0') is built on this machine" in caplog.text
+    finally:
+        del gym.registry["Own-v0"]
+    vec.close()
 
 
 def test_observation_modes(trainer: Way) -> None:
@@ -183,7 +221,6 @@ def test_no_copy_means_the_same_buffer(trainer: Way) -> None:
 
 def test_arguments_of_the_script_travel_or_are_refused(trainer: Way) -> None:
     import enum
-    import threading
 
     class Direction(enum.IntEnum):
         LEFT = 0
@@ -247,8 +284,6 @@ def test_a_forked_child_ends_when_it_is_told(trainer: Way) -> None:
 
 
 def test_what_cannot_travel_is_built_here_entirely(trainer: Way, caplog: pytest.LogCaptureFixture) -> None:
-    import threading
-
     lock = threading.Lock()
 
     def factory() -> gym.Env:
@@ -259,6 +294,75 @@ def test_what_cannot_travel_is_built_here_entirely(trainer: Way, caplog: pytest.
     assert type(vec) is SyncVectorEnv and type(vec.envs[0]).__name__ == "TimeLimit"
     assert "SyncVectorEnv is built on this machine" in caplog.text
     vec.close()
+
+
+def test_what_is_registered_and_cannot_travel_is_made_here(trainer: Way, caplog: pytest.LogCaptureFixture) -> None:
+    from stable_baselines3.common.env_util import make_vec_env
+
+    try:
+        gym.register("Arm-v0", entry_point=envs.CountingEnv, kwargs={"length": 3})
+        travelled = gym.make_vec("Arm-v0", 2, "sync")
+        assert type(travelled).__name__ == "RemoteSyncVectorEnv"
+        lock = threading.Lock()
+        del gym.registry["Arm-v0"]
+        gym.register("Arm-v0", entry_point=lambda: envs.CountingEnv(7 + lock.locked()))
+        for make in (gym.make, gym.make_vec, make_vec_env):
+            caplog.clear()
+            env = make("Arm-v0")
+            assert "Remote" not in type(env).__name__ and "is built on this machine" in caplog.text
+            assert "Arm-v0 is registered here, and can't travel" in caplog.text and "lock" in caplog.text
+            assert env.reset()[0].max() == 7  # not the one that was registered earlier
+            env.close()
+        travelled.close()
+    finally:
+        del gym.registry["Arm-v0"]
+
+
+def test_an_id_with_its_module_beside_the_script(trainer: Way, tmp_path: Path, monkeypatch: Any) -> None:
+    """The simulators have neither."""
+    from stable_baselines3.common.env_util import make_vec_env
+
+    (tmp_path / "my_arms.py").write_text(
+        "import gymnasium, envs\ngymnasium.register('Beside-v0', entry_point=envs.CountingEnv)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        for make in (gym.make, gym.make_vec, make_vec_env):
+            env = make("my_arms:Beside-v0")
+            assert "Remote" in type(env).__name__ and env.reset()[0].max() == 5
+            env.close()
+    finally:
+        gym.registry.pop("Beside-v0", None)
+        sys.modules.pop("my_arms", None)
+
+
+class OwnSteps(DummyVecEnv):
+    """Steps as the class itself does, with its buffers."""
+
+    def step_wait(self) -> Any:
+        for row in range(self.num_envs):
+            observation, self.buf_rews[row], ended, cut, self.buf_infos[row] = self.envs[row].step(self.actions[row])
+            self.buf_dones[row] = ended or cut
+            self._save_obs(row, observation)
+        return self._obs_from_buf(), np.copy(self.buf_rews), np.copy(self.buf_dones), list(self.buf_infos)
+
+
+class OwnSyncSteps(SyncVectorEnv):
+    """Counts by the class's own array."""
+
+    def step(self, actions: Any) -> Any:
+        self._rewards[:] = 0
+        return super().step(actions)
+
+
+def test_a_subclass_that_takes_its_base_apart_stays_here(trainer: Way, caplog: pytest.LogCaptureFixture) -> None:
+    for vec_class, parts in ((OwnSteps, "_obs_from_buf, _save_obs, buf_dones"), (OwnSyncSteps, "_rewards")):
+        vec = vec_class([envs.CountingEnv] * 2)
+        vec.reset()
+        assert vec.step(np.array([1, 2]))[1].tolist() == [1, 2]
+        assert f"{vec_class.__name__} is built on this machine" in caplog.text and parts in caplog.text
+        vec.close()
 
 
 def test_many_vector_envs_on_the_same_env_runners(trainer: Way) -> None:
