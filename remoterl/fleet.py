@@ -205,7 +205,11 @@ class Fleet:
         )
         actor: Any = options.remote(self._info, simulator.actor)
         self._actors.append(actor)
-        return _Started(simulator, strategy, actor, actor.ready.remote())
+        try:
+            return _Started(simulator, strategy, actor, actor.ready.remote())
+        except BaseException:
+            self._kill(actor)
+            raise
 
     def _links(self, started: Sequence[_Started], deadline: float) -> list[RunnerLink]:
         import ray

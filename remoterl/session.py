@@ -380,11 +380,20 @@ class Session:
         """See `vector.recovery.Rescuer.give_up`."""
         self.fleet.give_up(runner)
 
-    def specs_for(self, runner: RunnerLink) -> bytes:
+    def registered(self) -> dict[str, EnvSpec]:
+        """See `vector.recovery.Rescuer.registered`."""
+        return {
+            env_id: spec
+            for env_id, spec in trainers_registry.items()
+            if not all(env_id in runner.environments for runner in self.runners)
+        }
+
+    def specs_for(self, runner: RunnerLink, registered: Mapping[str, EnvSpec]) -> bytes:
         """See `vector.recovery.Rescuer.specs_for`."""
-        return self._spec_shipper.ship(
-            [spec for env_id, spec in trainers_registry.items() if env_id not in runner.environments]
-        )
+        specs = {**trainers_registry, **registered}
+        lacking = {env_id: spec for env_id, spec in specs.items() if env_id not in runner.environments}
+        runner.mirrored.update(lacking)
+        return self._spec_shipper.ship(lacking.values())
 
     @property
     def step_timeout_s(self) -> float | None:

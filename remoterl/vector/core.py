@@ -133,6 +133,7 @@ class VectorCore:
         self._mode = autoreset_mode
         self._name = name
         self._rescuer = rescuer
+        self._registered = rescuer.registered() if rescuer is not None else {}
         self._closed = False
         self.why_closed: Exception | None = None  # where the session did not end in order
         self._finalizer: Any = None
@@ -438,7 +439,8 @@ class VectorCore:
 
     def _make(self, part: Part) -> None:
         assert self._rescuer is not None
-        opened = self._ask_part(part, self._open_request(part, self._rescuer.specs_for(part.runner)))
+        specs = self._rescuer.specs_for(part.runner, self._registered)
+        opened = self._ask_part(part, self._open_request(part, specs))
         if isinstance(opened, m.RowsFailed):
             raise RowsRaised([(part.runner, row) for row in opened.errors]).to_raise(self._name)
         part.is_made = True

@@ -60,8 +60,15 @@ class Rescuer(Protocol):
     def give_up(self, runner: Any) -> None:
         """End an env runner that does not answer; its rows are lost."""
 
-    def specs_for(self, runner: Any) -> bytes:
-        """The trainer's registrations that the env runner's simulator lacks, as `OpenRows` takes them."""
+    def registered(self) -> Mapping[str, Any]:
+        """What the trainer has registered, and a simulator lacks, as it is now: env id -> EnvSpec."""
+
+    def specs_for(self, runner: Any, registered: Mapping[str, Any]) -> bytes:
+        """The trainer's registrations that the env runner's simulator lacks, as `OpenRows` takes them.
+
+        Args:
+            registered: those of when the rows were made, which come back as what they were.
+        """
 
 
 def starts_at_once(semantics: m.Semantics, mode: AutoresetMode) -> bool:

@@ -199,20 +199,18 @@ def test_an_interrupt_while_an_env_runner_starts(mortal: Way) -> None:
     vec.reset(seed=7)
     kill_first()
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    start, asked = fleet._start, []
+    links = fleet._links
 
-    def interrupted(*place: Any) -> Any:
-        if not asked:
-            signal.setitimer(signal.ITIMER_REAL, 0.1)
-        asked.append(place)
-        return start(*place)
+    def interrupted(*started: Any) -> Any:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        return links(*started)
 
-    fleet._start = interrupted
+    fleet._links = interrupted
     try:
         with pytest.raises(KeyboardInterrupt):
             vec.step(actions(0))
     finally:
-        del fleet._start
+        del fleet._links
         signal.signal(signal.SIGALRM, before)
     assert len(fleet._actors) == len(fleet.living()) == 1
     assert vec.step(actions(0))[3].tolist() == [True, True, False, False]
@@ -232,6 +230,30 @@ def test_one_environment(mortal: Way) -> None:
     env.reset(seed=1)
     np.testing.assert_array_equal(env.step(0)[0], last)
     env.close()
+
+
+@one_way
+def test_rows_come_back_as_what_they_were(mortal: Way) -> None:
+    """Also where their id stands for something else by now, as RLlib's ids do."""
+
+    def lengths(vec: Any) -> list[float]:
+        return vec.reset()[0][:, 1].tolist()
+
+    gym.register("Twice-v0", entry_point=envs.CountingEnv, kwargs={"length": 3})
+    vec = gym.make_vec("Twice-v0", num_envs=ROWS, vectorization_mode="sync")
+    assert lengths(vec) == [3] * ROWS
+    try:
+        del gym.registry["Twice-v0"]
+        gym.register("Twice-v0", entry_point=envs.CountingEnv, kwargs={"length": 9})
+        for _ in range(2):
+            other = gym.make_vec("Twice-v0", num_envs=ROWS, vectorization_mode="sync")
+            assert lengths(other) == [9] * ROWS
+            kill_first()
+            assert (lengths(vec), lengths(other)) == ([3] * ROWS, [9] * ROWS)
+            other.close()
+    finally:
+        del gym.registry["Twice-v0"]
+    vec.close()
 
 
 @one_way

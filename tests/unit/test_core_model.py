@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -253,7 +253,10 @@ class World:
         runner.channel.close()
         host.die()
 
-    def specs_for(self, runner: RunnerLink) -> bytes:
+    def registered(self) -> dict[str, Any]:
+        return {}
+
+    def specs_for(self, runner: RunnerLink, registered: Mapping[str, Any]) -> bytes:
         return ship({})
 
 
