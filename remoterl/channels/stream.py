@@ -332,7 +332,7 @@ class Streams:
                     return False
                 for channel in ready:
                     if channel is None:
-                        self._alarm.recv(1)
+                        self._hush()
                     else:
                         channel.read()
                 self._tell_others()
@@ -342,6 +342,12 @@ class Streams:
         finally:
             if writing is not None and not writing.lost:
                 self._sockets.watch_writing(writing.frames.socket, False)
+
+    def _hush(self) -> None:
+        try:
+            self._alarm.recv(4096)
+        except BlockingIOError:  # a signal's handler has heard it meanwhile
+            pass
 
     def _spin(self) -> Sequence[StreamChannel | None]:
         """What becomes ready at once, for a process that has a core to look from."""
