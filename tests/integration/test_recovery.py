@@ -202,7 +202,7 @@ def test_an_interrupt_while_an_env_runner_starts(mortal: Way) -> None:
     links = fleet._links
 
     def interrupted(*started: Any) -> Any:
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
         return links(*started)
 
     fleet._links = interrupted
