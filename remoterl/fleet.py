@@ -187,14 +187,14 @@ class Fleet:
         started: list[_Started] = []
         try:
             for simulator, strategy in places:
-                started.append(self._start(simulator, strategy))
+                started.append(_Started(simulator, strategy, self._start(simulator, strategy)))
             return self._links(started, deadline)
         except BaseException:
             for one in started:
                 self._kill(one.actor)
             raise
 
-    def _start(self, simulator: directory.SimulatorHandle, strategy: Any) -> _Started:
+    def _start(self, simulator: directory.SimulatorHandle, strategy: Any) -> Any:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -203,23 +203,20 @@ class Fleet:
             resources={directory.RESOURCE: 1},
             scheduling_strategy=strategy or NodeAffinitySchedulingStrategy(simulator.node_id, soft=False),
         )
-        actor: Any = options.remote(self._info, simulator.actor)
+        actor = options.remote(self._info, simulator.actor)
         self._actors.append(actor)
-        try:
-            return _Started(simulator, strategy, actor, actor.ready.remote())
-        except BaseException:
-            self._kill(actor)
-            raise
+        return actor
 
     def _links(self, started: Sequence[_Started], deadline: float) -> list[RunnerLink]:
         import ray
 
         up: list[tuple[_Started, m.EnvRunnerInfo]] = []
+        asked = [one.actor.ready.remote() for one in started]
         up_by = max(deadline, time.monotonic() + ENV_RUNNER_START_S)
-        for one in started:
+        for one, ready in zip(started, asked, strict=True):
             name = one.simulator.name
             try:
-                info = ray.get(one.ready, timeout=max(0.1, up_by - time.monotonic()))
+                info = ray.get(ready, timeout=max(0.1, up_by - time.monotonic()))
             except ray.exceptions.RayError as error:
                 # Another trainer was faster, the simulator is leaving, or its worker can't start.
                 logger.debug("an env runner on %s did not come up: %s", name, error)
@@ -452,12 +449,11 @@ class Fleet:
 
 
 class _Started(NamedTuple):
-    """An env runner's actor that was asked for; `ready` is there when it is up."""
+    """An env runner that was asked for."""
 
     simulator: directory.SimulatorHandle
     strategy: Any
     actor: Any
-    ready: Any
 
 
 def _all_in_use(grant: capacity.Grant) -> CapacityError:

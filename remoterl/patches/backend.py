@@ -12,6 +12,11 @@ from gymnasium.vector import AutoresetMode
 from remoterl.messages import Semantics
 from remoterl.vector.core import VectorCore
 
+NO_WINDOWS = (
+    "render_mode='human' would open its window on the simulator, where nobody looks. Take render_mode='rgb_array' and "
+    "show or record the frames here (gymnasium.wrappers.RecordVideo, HumanRendering)."
+)
+
 
 class Backend(Protocol):
     """Opens rows on env runners, knows which environments the simulators have, and makes room for RLlib's."""
@@ -75,11 +80,6 @@ class Backend(Protocol):
     def at_end(self, undo: Callable[[], None]) -> None:
         """Call `undo` when the session ends and leaves Ray's connection open, because the script had opened it."""
 
-
-NO_WINDOWS = (
-    "render_mode='human' would open its window on the simulator, where nobody looks. Take render_mode='rgb_array' and "
-    "show or record the frames here (gymnasium.wrappers.RecordVideo, HumanRendering)."
-)
 
 _backend: Backend | None = None
 _thread = threading.local()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -41,16 +42,5 @@ def join(space: Space, whole: Any, rows: Sequence[range], parts: Sequence[Any]) 
             join(subspace, whole[index], rows, [part[index] for part in parts])
             for index, subspace in enumerate(space.spaces)
         )
-    return tuple(_own(observation) for observation in chain.from_iterable(parts))
-
-
-def _own(observation: Any) -> Any:
-    """With arrays of its own: those of the parts may be where later steps arrive."""
-    kind = type(observation)
-    if kind is np.ndarray:
-        return observation.copy()
-    if kind is tuple:
-        return tuple(map(_own, observation))
-    if kind is dict:
-        return {key: _own(value) for key, value in observation.items()}
-    return observation
+    # A copy, as Gymnasium's own: the parts' arrays may be where later steps arrive.
+    return copy.deepcopy(tuple(chain.from_iterable(parts)))

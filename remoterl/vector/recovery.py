@@ -101,12 +101,11 @@ def truncated_step(
         told: for `info["remoterl"]`.
     """
     told = dict(told)
-    if semantics in (m.Semantics.SINGLE, m.Semantics.HOSTED):  # the script holds this very object
+    if semantics is m.Semantics.SINGLE:  # the script holds the very object, here and in the next
         last = copy.deepcopy(last)
-    if semantics is m.Semantics.SINGLE:
         return m.RowsStepped(last, 0.0, False, True, [(0, {"remoterl": told}, None)], [])  # type: ignore[arg-type]
     if semantics is m.Semantics.HOSTED:
-        return _hosted(last, told)
+        return _hosted(copy.deepcopy(last), told)
     if semantics in SB3:
         assert fresh is not None
         ends = {"TimeLimit.truncated": True, "remoterl": told}

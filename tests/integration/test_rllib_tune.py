@@ -45,23 +45,38 @@ def check_places(metrics: Any, node_names: Any) -> list[str]:
 
 @pytest.mark.parametrize(
     ("rllib_session", "how"),
-    [("client", "a config by name"), ("driver", "with_resources")],
+    [("client", "run a config by name"), ("driver", "with_resources")],
     indirect=["rllib_session"],
     scope="module",
 )
 def test_ways_to_run(rllib_session: str, node_names: Any, tmp_path: Path, how: str) -> None:
-    trainable: Any = "PPO"
-    param_space: Any = space()
+    options: dict[str, Any] = {"stop": {"training_iteration": 1}, "storage_path": str(tmp_path), "verbose": 0}
     if how == "with_resources":
         trainable = tune.with_resources(PPO, tune.PlacementGroupFactory([{"CPU": 1}, {"CPU": 1}]))
+        results = tune.Tuner(trainable, param_space=space(), run_config=run_config(tmp_path)).fit()
+        [result] = results
+        metrics = result.metrics
+        check_restored(results, trainable, space())
     else:
-        param_space = PPOConfig().update_from_dict(param_space)
-    results = tune.Tuner(trainable, param_space=param_space, run_config=run_config(tmp_path)).fit()
-    assert check_places(results[0].metrics, node_names) in (["alpha"], ["beta"])
+        config = PPOConfig().update_from_dict(space())
+        metrics = tune.run("PPO", config=config, **options).trials[0].last_result
+    assert check_places(metrics, node_names) in (["alpha"], ["beta"])
     assert_free_and_open()
+
+
+def check_restored(results: Any, trainable: Any, param_space: Any) -> None:
+    """With and without the search space; its only trial has ended."""
     for more in ({}, {"param_space": param_space}):
-        again = tune.Tuner.restore(results.experiment_path, trainable, **more).fit()
-        assert [one.metrics["training_iteration"] for one in again] == [1]
+        [again] = tune.Tuner.restore(results.experiment_path, trainable, **more).fit()
+        assert again.metrics["training_iteration"] == 1
+
+
+@pytest.mark.parametrize("rllib_session", ["client"], indirect=True, scope="module")
+def test_a_tuner_is_restored_through_ray_client(rllib_session: str, node_names: Any, tmp_path: Path) -> None:
+    config = PPOConfig().update_from_dict(space())
+    results = tune.Tuner("PPO", param_space=config, run_config=run_config(tmp_path)).fit()
+    assert check_places(results[0].metrics, node_names) in (["alpha"], ["beta"])
+    check_restored(results, "PPO", config)
 
 
 def assert_free_and_open() -> None:

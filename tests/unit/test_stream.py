@@ -550,7 +550,7 @@ def test_interrupts_at_any_moment(server: Server) -> None:
     before = signal.signal(signal.SIGALRM, interrupt)
     until = time.monotonic() + 3
     try:
-        while time.monotonic() < until:
+        while time.monotonic() < until or interrupts <= 50:  # which takes longer on a busy machine
             if channel is None or channel.lost:
                 losses += channel is not None
                 channel, vector_id = server.open(), number
@@ -568,4 +568,4 @@ def test_interrupts_at_any_moment(server: Server) -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert interrupts > 20 and losses < interrupts
+    assert interrupts > 50 and losses < interrupts
