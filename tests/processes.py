@@ -33,6 +33,9 @@ QUIET_RAY = {
     "REPORTER_UPDATE_INTERVAL_MS": "30000",
     "RAY_DASHBOARD_AGENT_LOOP_MONITOR_INTERVAL_S": "5",
 }
+# Of each cluster that a process connected to in turn but the first, Ray 2.60 goes on to export the process's metrics,
+# in vain, and one that ends just then crashes. So the tests' own process has it off, alone.
+NO_METRICS = "RAY_enable_metrics_collection"
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # many processes on few cores
 NOTHING_REGISTERED = str(Path(tempfile.gettempdir(), "remoterl-tests-no-such-folder"))
 
@@ -57,7 +60,7 @@ def stage(name: str) -> Iterator[None]:
 
 def clean_environment(**more: str) -> dict[str, str]:
     """This process's environment without what would point at a cluster, with the tests' key and a quiet Ray."""
-    hidden = ("REMOTERL_ADDRESS", "RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE")
+    hidden = ("REMOTERL_ADDRESS", "RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE", NO_METRICS)
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     own = {"REMOTERL_API_KEY": KEY, "REMOTERL_HOME": NOTHING_REGISTERED}
     return {**environment, **QUIET_RAY, **ONE_THREAD, **own, **more}

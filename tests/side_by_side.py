@@ -81,7 +81,9 @@ def main(arguments: list[str]) -> int:
         follow(log, beside)
     finally:
         log.unlink()
-    print(f"Both took {time.monotonic() - began:.0f} s.")
+    print(
+        f"Both took {time.monotonic() - began:.0f} s; exit codes {others.returncode}, and {beside.returncode} beside."
+    )
     codes = {beside.returncode, others.returncode}
     return 0 if codes == {0, NONE_CHOSEN} else max(map(abs, codes))
 
