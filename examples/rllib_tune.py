@@ -1,6 +1,6 @@
 """A Tune grid over PPO's learning rate and discount: four trials at the hub, their env runners on the simulators."""
 
-import sys
+import argparse
 
 from ray import tune
 from ray.rllib.algorithms.ppo import PPOConfig
@@ -8,7 +8,9 @@ from ray.rllib.algorithms.ppo import PPOConfig
 import remoterl
 
 if __name__ == "__main__":
-    iterations = int(sys.argv[1]) if len(sys.argv) > 1 else 30
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("iterations", type=int, nargs="?", default=30, help="of each trial")
+    args = parser.parse_args()
     remoterl.init(role="trainer")
     config = (
         PPOConfig()
@@ -26,7 +28,7 @@ if __name__ == "__main__":
         "PPO",
         param_space=config,
         tune_config=tune.TuneConfig(metric="env_runners/episode_return_mean", mode="max"),
-        run_config=tune.RunConfig(stop={"training_iteration": iterations}, verbose=1),
+        run_config=tune.RunConfig(stop={"training_iteration": args.iterations}, verbose=1),
     )
     results = tuner.fit()
     for result in results:

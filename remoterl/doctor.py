@@ -70,9 +70,13 @@ def examine(
         address = found
     yield Finding("address", True, str(address))
     reached = True
-    for finding in _examine_hub(address, key):
-        reached = (reached and finding.ok) or finding.check == "key checked"
-        yield finding
+    try:
+        for finding in _examine_hub(address, key):
+            reached = (reached and finding.ok) or finding.check == "key checked"
+            yield finding
+    except ConfigurationError as error:
+        yield Finding("TLS", False, str(error), "Correct it where the message says.")
+        return
     if not reached:
         return
     try:
@@ -88,6 +92,7 @@ def _examine_hub(address: Address, key: str | None) -> Iterator[Finding]:
     answer = probe.ask(address, key)
     took = f"{(time.monotonic() - start) * 1e3:.0f} ms"
     if answer is probe.Answer.UNREACHABLE:
+        probe.refuse_other_tls(address)
         yield Finding(
             "hub", False, f"nobody answers at {address}",
             "Does the hub run (`remoterl hub`), are host and port right, does a firewall stand between?",
@@ -251,7 +256,7 @@ def _examine_channels(look: Look, wanted: ChannelName) -> Iterator[Finding]:
     except (UnreachableError, ray.exceptions.RayTaskError) as error:
         yield Finding(
             f"stream to {look.name}", wanted == "auto", str(error).strip().splitlines()[-1],
-            "Open its ports to this machine (REMOTERL_STREAM_PORTS=20000-20031 on the simulator fixes them); until "
+            "Open its ports to this machine (REMOTERL_STREAM_PORTS=21000-21031 on the simulator fixes them); until "
             "then, channel='auto' takes actor calls.",
         )  # fmt: skip
         return

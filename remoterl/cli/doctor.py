@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
+import sys
 from typing import Annotated
 
 import typer
@@ -30,9 +32,12 @@ def doctor(
 
     logging.getLogger("ray").setLevel(logging.WARNING)
     findings = []
-    for finding in doctors.examine(address, env_id, timeout, channel):
-        findings.append(finding)
-        if not as_json:
+    # What an environment prints, Ray prints here: not among what is for programs.
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        for finding in doctors.examine(address, env_id, timeout, channel):
+            findings.append(finding)
+            if as_json:
+                continue
             mark = "FAIL" if not finding.ok else "NOTE" if finding.advice else "OK  "
             print(f"{mark}  {finding.check}: {finding.found}", flush=True)
             if finding.advice:

@@ -23,15 +23,19 @@ app = typer.Typer()
 def hub(
     context: typer.Context,
     host: Host = None,
-    port: Annotated[int, typer.Option(help="Simulators join here.")] = DEFAULT_GCS_PORT,
-    client_port: Annotated[int, typer.Option(help="Trainers connect here (ray://).")] = DEFAULT_CLIENT_PORT,
-    dashboard_port: Annotated[int, typer.Option(help="Jobs are submitted here.")] = DEFAULT_DASHBOARD_PORT,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Simulators join here.")] = DEFAULT_GCS_PORT,
+    client_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Trainers connect here (ray://).")
+    ] = DEFAULT_CLIENT_PORT,
+    dashboard_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Jobs are submitted here.")
+    ] = DEFAULT_DASHBOARD_PORT,
     dashboard_host: Annotated[
         str, typer.Option(help="Where the dashboard listens; 0.0.0.0 to submit jobs from other machines.")
     ] = "127.0.0.1",
     ports: Ports = None,
     num_cpus: Annotated[
-        int | None, typer.Option(help="CPUs for RLlib's learners and trials. Default: this machine's.")
+        int | None, typer.Option(min=0, help="CPUs for RLlib's learners and trials. Default: this machine's.")
     ] = None,
     block: Annotated[bool, typer.Option("--block", help="Stay in the foreground until Ctrl-C or SIGTERM.")] = False,
 ) -> None:

@@ -10,10 +10,13 @@ Address = Annotated[
     str | None,
     typer.Option(
         "--address",
-        help="The hub: ray://HOST:10001, HOST:6379 or auto. Default: REMOTERL_ADDRESS, RAY_ADDRESS, this machine.",
+        help="The hub: ray://HOST:10001, HOST:6379 or auto (for a trainer also local: a private one). "
+        "Default: REMOTERL_ADDRESS, RAY_ADDRESS, what `remoterl register` keeps, this machine.",
         show_default=False,
     ),
 ]
+NumWorkers = Annotated[int, typer.Option("--num-workers", min=1, help="As init() has it.")]
+NumEnvRunners = Annotated[int, typer.Option("--num-env-runners", min=1, help="As init() has it: for each worker.")]
 Timeout = Annotated[float, typer.Option("--timeout", help="Seconds to reach the hub.")]
 Host = Annotated[
     str | None,

@@ -28,6 +28,7 @@ class TrainingProgress:
         self.target = target
         self.steps = 0
         self.score: float | None = None
+        self._is_whole = False
         self.curve: list[tuple[int, float]] = []  # (steps, mean return of the last 100 episodes)
         self.seconds = 0.0
         self._console = console
@@ -49,16 +50,20 @@ class TrainingProgress:
 
     @property
     def reached(self) -> bool:
-        """Has the score reached the target? False where there is no target."""
-        return self.target is not None and self.score is not None and self.score >= self.target
+        """Has the score reached the target, over 100 episodes? False where there is no target."""
+        return self.target is not None and self.score is not None and self._is_whole and self.score >= self.target
 
     @property
     def rate(self) -> float:
         """Environment steps a second, everything included."""
         return self.steps / max(self.seconds, 1e-9)
 
-    def report(self, steps: int, score: float | None) -> None:
-        """So many steps are done, with this mean return; None as long as no episode has ended."""
+    def report(self, steps: int, score: float | None, is_whole: bool = True) -> None:
+        """So many steps are done, with this mean return; None as long as no episode has ended.
+
+        `is_whole`: it is of as many episodes as it will ever be, so that it can reach the target.
+        """
+        self._is_whole = is_whole
         self.steps, self.seconds = steps, time.monotonic() - self._start
         if score is not None:
             self.score = score

@@ -33,10 +33,12 @@ def _show(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(markup=False)
+    if not console.is_terminal:
+        console.width = 10_000  # whole names, for grep
     table = Table(title="Simulators", title_justify="left")
     for column in ("name", "host", "env runners", "rows", "steps", "environments", "labels"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for simulator in report["simulators"]:
         runners = simulator["env_runners"]
         table.add_row(
@@ -58,7 +60,7 @@ def _show(report: dict[str, Any]) -> None:
         return
     table = Table(title="Trainers", title_justify="left")
     for column in ("script", "host", "pid", "env runners", "restarts", "rows", "steps", "channel"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for trainer in report["trainers"]:
         table.add_row(
             trainer["name"],

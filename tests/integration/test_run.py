@@ -59,13 +59,17 @@ def test_a_scripts_own_init_and_its_errors(cluster, tmp_path: Path) -> None:
     script.write_text(
         "import gymnasium, remoterl\n"
         "assert remoterl.init(num_env_runners=5)\n"
+        "from remoterl._process import current_session\n"
+        "assert current_session().info.name == 'own.py'\n"
         "print(type(gymnasium.make('CartPole-v1')).__name__)\n"
         "gymnasium.make('NoSuchThing-v0')\n"
     )
     done = python("-m", "remoterl", "run", "--address", cluster.gcs_address, str(script), cwd=tmp_path)
     assert "RemoteEnv" in done.stdout and done.returncode == 1
     assert "own.py" in done.stderr and "UnknownNameError" in done.stderr  # the script's own traceback
-    wrong = {"no_such.py": "no script", "-m no_such_module": "no_such_module"}
+    cut = tmp_path / "cut.py"
+    cut.write_text("raise EOFError('cut short')\n")
+    wrong = {"no_such.py": "no script", "-m no_such_module": "no_such_module", str(cut): "EOFError: cut short"}
     calls = [Call(["run", "--address", cluster.gcs_address, *what.split()]) for what in wrong]
     for refused, expected in zip(run_in_turn(*calls, cwd=tmp_path), wrong.values(), strict=True):
         assert refused.returncode == 1 and expected in refused.stderr

@@ -142,6 +142,7 @@ def test_the_command_line_explains_its_errors(cluster, tmp_path: Path) -> None:
         (Call(["simulate", "--label", "nonsense"]), "KEY=VALUE"),
         (Call(["simulate", "--max-env-runners", "0"]), "max_env_runners"),
         (Call(["status", "--address", "nonsense"]), "address must be"),
+        (Call(["check", "1", "--address", "local"]), "private cluster"),
         (Call(["status", "--address", "127.0.0.1:1", "--timeout", "1"]), "No hub answers"),
         (Call(["status", "--address", cluster.gcs_address], {"REMOTERL_API_KEY": "not-the-key"}), "refused the key"),
     ]

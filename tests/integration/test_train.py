@@ -66,7 +66,8 @@ def test_sb3_contrib_targets_and_numbered_folders(cluster, tmp_path: Path) -> No
         "train", "sb3", "--env-id", "CartPole-v1", "--address", cluster.gcs_address, "--seed", "1", "--steps", "600",
     )  # fmt: skip
     quantile = ("--algo", "QRDQN", "--learning-starts", "100", "--buffer-size", "1e3", "--train-freq", '[4, "step"]')
-    calls = [Call([*common, *quantile, "--target", target]) for target in ("5", "500")]
+    window = ("--stats-window-size", "10")  # of the episodes whose mean it is: so many it takes at least
+    calls = [Call([*common, *quantile, *window, "--target", target]) for target in ("5", "500")]
     reached, missed = run_in_turn(*calls, cwd=tmp_path)
     assert reached.returncode == 0, reached.stderr
     outcome, score, steps = score_of(reached)

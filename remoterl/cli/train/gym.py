@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from remoterl.cli.options import Address, Timeout
+from remoterl.cli.options import Address, NumEnvRunners, NumWorkers, Timeout
 from remoterl.cli.progress import TrainingProgress
 from remoterl.cli.train import runs
-from remoterl.cli.train.options import EnvId, NumEnvRunners, NumEnvs, NumWorkers, Seed, Steps
+from remoterl.cli.train.options import EnvId, NumEnvs, Seed, Steps
 
 
 def gym(

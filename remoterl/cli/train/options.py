@@ -11,8 +11,6 @@ import typer
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 EnvId = Annotated[str, typer.Option("--env-id", help="A Gymnasium id that the simulators (or this machine) know.")]
-NumWorkers = Annotated[int, typer.Option("--num-workers", help="As init() has it.")]
-NumEnvRunners = Annotated[int, typer.Option("--num-env-runners", help="As init() has it: for each worker.")]
 NumEnvs = Annotated[
     int | None,
     typer.Option(

@@ -10,14 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from remoterl.cli.options import Address, Timeout
+from remoterl.cli.options import Address, NumEnvRunners, NumWorkers, Timeout
 from remoterl.cli.progress import TrainingProgress
 from remoterl.cli.train import runs
 from remoterl.cli.train.options import (
     EnvId,
-    NumEnvRunners,
     NumEnvs,
-    NumWorkers,
     Output,
     Seed,
     Steps,
@@ -76,10 +74,16 @@ def rllib(
 
 def learn(algorithm: Any, progress: TrainingProgress) -> None:
     """`algorithm.train()` until the progress' steps are done or its target is reached."""
+    episodes = 0
     while progress.steps < progress.max_steps and not progress.reached:
         result = algorithm.train()
         score = result["env_runners"].get("episode_return_mean", math.nan)
-        progress.report(int(result["num_env_steps_sampled_lifetime"]), None if math.isnan(score) else float(score))
+        episodes += result["env_runners"].get("num_episodes", 0)
+        progress.report(
+            int(result["num_env_steps_sampled_lifetime"]),
+            None if math.isnan(score) else float(score),
+            episodes >= algorithm.config.metrics_num_episodes_for_smoothing,
+        )
 
 
 def find_algorithm(name: str) -> Any:

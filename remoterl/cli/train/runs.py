@@ -12,6 +12,7 @@ from pathlib import Path
 
 import typer
 
+from remoterl.cli import tracebacks
 from remoterl.cli.progress import TrainingProgress
 from remoterl.errors import ConfigurationError
 
@@ -32,7 +33,8 @@ def session(*, address: str | None, num_workers: int, num_env_runners: int, time
         if not connected:
             raise typer.Exit(1)
         logging.getLogger("ray").setLevel(logging.WARNING)  # ray.init() has set it to INFO
-        yield
+        with tracebacks.shown():
+            yield
 
 
 @contextmanager

@@ -7,14 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from remoterl.cli.options import Address, Timeout
+from remoterl.cli.options import Address, NumEnvRunners, NumWorkers, Timeout
 from remoterl.cli.progress import TrainingProgress
 from remoterl.cli.train import runs
 from remoterl.cli.train.options import (
     EnvId,
-    NumEnvRunners,
     NumEnvs,
-    NumWorkers,
     Output,
     Seed,
     Steps,
@@ -75,8 +73,9 @@ def learn(model: Any, progress: TrainingProgress) -> None:
         def _on_step(self) -> bool:
             if progress.is_due(self.num_timesteps):
                 episodes = self.model.ep_info_buffer
+                assert episodes is not None
                 score = float(np.mean([episode["r"] for episode in episodes])) if episodes else None
-                progress.report(self.num_timesteps, score)
+                progress.report(self.num_timesteps, score, len(episodes) == episodes.maxlen)
             return not progress.reached
 
     model.learn(total_timesteps=progress.max_steps, callback=Watch())

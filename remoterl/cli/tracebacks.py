@@ -1,0 +1,21 @@
+"""Errors of a script's and of a framework's, with their traceback: Typer ends some with a word, or with none."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+
+@contextmanager
+def shown(*kinds: type[BaseException]) -> Iterator[None]:
+    """Show an `EOFError`, an `OSError` or one of these as Python shows what nobody catches; the exit code is 1."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, (EOFError, OSError, *kinds)):
+            raise
+        sys.excepthook(type(error), error, error.__traceback__)
+        raise typer.Exit(1) from None
