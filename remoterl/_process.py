@@ -27,6 +27,8 @@ def init(**arguments: Any) -> bool:
     config = make_config(**arguments)
     ensure_visible()
     with _lock:
+        if _session is not None and _session.hub_is_lost:  # who asks again wants another
+            _session.close()
         if is_initialized():
             if arguments == _arguments:
                 return True

@@ -59,7 +59,7 @@ class Attendant:
         os.close(writing)
         self._reports: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         threading.Thread(target=self._read, args=(reading,), name="remoterl-attendant", daemon=True).start()
-        self._order(sys.path)  # its imports take a second, in which the node starts
+        self._order([os.fspath(folder) for folder in sys.path])  # its imports take a second, in which the node starts
 
     def attend(self, gcs_address: str, temporary_folder: Path, name: str, units: int) -> None:
         """The node is up: connect through it, and make its `Simulator` actor."""
@@ -139,6 +139,7 @@ def attend() -> None:
         _refuse_a_taken_name(own)
         actor = directory.create_simulator_actor(own, detached=True)
         ray.get(actor.ping.remote(), timeout=60)
+        _refuse_a_taken_name(own, smaller_id=True)
         report(up=True)
         actor = _report_status(report, leaving, own, actor, order["units"])
         _drain(own, actor)
@@ -215,9 +216,11 @@ def _own_node(name: str) -> dict[str, Any]:
     raise RemoteRLError(f"The node of simulator {name!r} is not in the cluster that this process is connected to.")
 
 
-def _refuse_a_taken_name(own: dict[str, Any]) -> None:
+def _refuse_a_taken_name(own: dict[str, Any], smaller_id: bool = False) -> None:
+    """`smaller_id`: only where the other node's is smaller. Of two that have come at one time, that one stays."""
     for simulator in directory.find_simulators(time.monotonic() + 3.0, create=False):
-        if simulator.name == own["Labels"][directory.NAME_LABEL] and simulator.node_id != own["NodeID"]:
+        is_other = simulator.node_id < own["NodeID"] if smaller_id else simulator.node_id != own["NodeID"]
+        if simulator.name == own["Labels"][directory.NAME_LABEL] and is_other:
             raise ConfigurationError(
                 f"A simulator named {simulator.name!r} is already in this cluster; give this one another name."
             )

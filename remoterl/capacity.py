@@ -38,10 +38,17 @@ def connected(address: str | None, api_key: str | None, timeout_s: float) -> Ite
     """The connection that this process has (a session's, or the script's own), else one for as long as this lasts.
 
     Raises:
+        ConfigurationError: the address is `local`, and there is no connection yet.
         RemoteRLError: the hub can't be reached within `timeout_s`; a log line before says why.
     """
     ensure_visible()
+    import ray
+
     hub = find_address(address)
+    if hub is not None and hub.kind == "local" and not ray.is_initialized():
+        raise ConfigurationError(
+            "address='local' is a trainer's private cluster, which nobody else can ask. Give the hub's address."
+        )
     connection = connect(
         hub,
         api_key=find_api_key(api_key, address=hub),

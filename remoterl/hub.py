@@ -34,7 +34,7 @@ class RunningHub:
     """A hub of this user's on this machine."""
 
     pid: int
-    started: float  # of the process, seconds since the epoch: a pid alone may be another's by now
+    started: int  # when its process began, in the kernel's ticks: a pid alone may be another's by now
     address: str
     client_address: str
     dashboard: str
@@ -42,11 +42,8 @@ class RunningHub:
 
     def lives(self) -> bool:
         """Is it the same process still?"""
-        try:
-            process = psutil.Process(self.pid)
-            return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - self.started) < 1.0
-        except psutil.NoSuchProcess:
-            return False
+        state, started = _stat(self.pid)
+        return state not in ("", "Z") and started == self.started
 
     def instructions(self) -> str:
         """What to paste on a simulator and on a trainer."""
@@ -104,7 +101,7 @@ def run(
             return
         hub = RunningHub(
             pid=os.getpid(),
-            started=psutil.Process().create_time(),
+            started=_stat(os.getpid())[1],
             address=address,
             client_address=f"ray://{address.rpartition(':')[0]}:{node.client_port}",
             dashboard=f"http://{_shown_host(dashboard_host, address)}:{node.dashboard_port}",
@@ -139,15 +136,19 @@ def start(options: Sequence[str]) -> RunningHub:
             start_new_session=True,
         )
     deadline = time.monotonic() + START_TIMEOUT_S
-    while process.poll() is None and time.monotonic() < deadline:
-        hub = running()
-        if hub is not None and hub.pid == process.pid:
-            return hub
-        time.sleep(0.1)
-    ended = process.poll() is not None
-    if not ended:
-        process.terminate()
-        process.wait()
+    hub, ended = None, False
+    try:
+        while not ended and time.monotonic() < deadline:
+            hub = running()
+            if hub is not None and hub.pid == process.pid:
+                return hub
+            hub = None
+            time.sleep(0.1)
+            ended = process.poll() is not None
+    finally:
+        if hub is None and process.poll() is None:  # too late, or interrupted
+            process.terminate()
+            process.wait()
     said = log.read_text(errors="replace").strip() or "(nothing)"
     if not ended:
         raise RemoteRLError(f"The hub was not up after {START_TIMEOUT_S:.0f} s, and is ended. It said:\n{said}")
@@ -206,6 +207,19 @@ def _shown_host(dashboard_host: str | None, address: str) -> str:
     if dashboard_host in ("0.0.0.0", "::"):
         return address.rpartition(":")[0]
     return dashboard_host or "127.0.0.1"
+
+
+def _stat(pid: int) -> tuple[str, int]:
+    """A process's state and when it began, in ticks since boot, as no change of the clock moves it; "" for none.
+
+    Source: proc_pid_stat(5), fields 3 and 22.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return "", 0
+    fields = text.rpartition(")")[2].split()
+    return fields[0], int(fields[19])
 
 
 def _state_path() -> Path:

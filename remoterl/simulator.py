@@ -26,6 +26,7 @@ from remoterl.shipping import is_installed
 WATCH_PERIOD_S = 0.5
 REJOIN_ATTEMPT_S = 20.0
 HUB_START_TIMEOUT_S = 60.0
+OWN_PROCESSES = 2  # the `Simulator` actor and the attendant, which Ray gives a worker's port each
 NODE_IS_LATE = "node timed out during startup"  # what Ray's `start` says where a raylet takes more than its 30 s
 PRELOAD_VARIABLE = "RAY_preload_python_modules"  # Ray imports these in every worker process of a node
 
@@ -95,6 +96,12 @@ class SimulatorRun:
         Raises:
             RemoteRLError: it did not become one, or was lost for longer than `rejoin_timeout_s`.
         """
+        if (room := cluster.ports.room() - OWN_PROCESSES) < self.config.max_env_runners:
+            logger.warning(
+                "The range of ports has room for %d env runners, not for max_env_runners=%d: Ray can't start more.",
+                room,
+                self.config.max_env_runners,
+            )
         join_by = time.monotonic() + timeout_s
         back_by: float | None = None  # once it was lost
         while True:
@@ -316,16 +323,13 @@ def _through_client(address: Address, config: SimulatorConfig) -> Address:
     """A simulator joins at the hub's own port; a `ray://` address is asked where that is."""
     import ray
 
-    if ray.is_initialized():
+    opened = connection.connect(address, api_key=config.api_key, timeout_s=config.timeout_s, address_was_argument=True)
+    if opened is None:
+        return _UNREACHABLE
+    try:
         text = ray.get_runtime_context().gcs_address
-    else:
-        opened = connection.connect(address, api_key=config.api_key, timeout_s=config.timeout_s)
-        if opened is None:
-            return _UNREACHABLE
-        try:
-            text = ray.get_runtime_context().gcs_address
-        finally:
-            opened.close()
+    finally:
+        opened.close()
     host, _, port = text.rpartition(":")
     return Address("gcs", host.strip("[]"), int(port))
 

@@ -67,7 +67,13 @@ def find_simulators(
         # One that was silent a moment ago has the time that others take: Ray is slow to say that a machine is gone.
         up_to = time.monotonic() if simulators and _is_silent(node) else deadline
         try:
-            check_version(ray.get(version, timeout=max(0.1, up_to - time.monotonic())), name_of(node))
+            try:
+                theirs = ray.get(version, timeout=max(0.1, up_to - time.monotonic()))
+            except ray.exceptions.ActorAlreadyExistsError:  # another trainer made it just now
+                actor = ray.get_actor(actor_name(node), namespace=NAMESPACE)
+                version, info = actor.ping.remote(), actor.describe.remote()
+                theirs = ray.get(version, timeout=max(0.1, up_to - time.monotonic()))
+            check_version(theirs, name_of(node))
             described = ray.get(info, timeout=max(0.1, up_to - time.monotonic()))
         except ray.exceptions.RayError as error:
             if not _is_silent(node):
@@ -102,7 +108,9 @@ def actor_of_this_node() -> Any:
 
 
 def create_simulator_actor(node: dict[str, Any], *, detached: bool) -> Any:
-    """The `Simulator` actor of a node, made if there is none yet (both are one atomic call to Ray).
+    """The `Simulator` actor of a node, made if there is none yet.
+
+    Two who make it at the same time: the slower one's calls to it raise `ActorAlreadyExistsError`.
 
     A simulator process makes its own detached. One that a trainer makes for a node that came up without
     (by the autoscaler, say) is not: a detached actor would keep Ray from ever taking the idle node down.

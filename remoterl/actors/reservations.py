@@ -6,6 +6,7 @@ until when it is kept, and for which job. A plain class, wrapped by `ray.remote`
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import uuid
@@ -47,7 +48,7 @@ class Reservations:
     def reserve(self, num_env_runners: int, labels: Mapping[str, str], ttl_s: float, timeout_s: float) -> str | None:
         """The id of a new reservation, None where its units were not free within `timeout_s`."""
         group = make_group(num_env_runners, labels)
-        if not group.wait(timeout_s):
+        if not group.wait(max(1, math.ceil(timeout_s))):  # Ray takes whole seconds
             remove_group(group)
             return None
         reservation_id = uuid.uuid4().hex[:16]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -70,6 +71,10 @@ class Ports:
         first, last = self.rest
         options = [word for name, port in self._services().items() for word in (f"--{name}", str(port))]
         return [*options, "--min-worker-port", str(first + len(SERVICES)), "--max-worker-port", str(last)]
+
+    def room(self) -> float:
+        """How many worker processes find a port; infinity where any will do."""
+        return math.inf if self.rest is None else self.rest[1] - self.rest[0] + 1 - len(SERVICES)
 
     def refuse_taken(self) -> None:
         """Say at once what Ray would say half a minute later, in its log, or not at all.
@@ -139,6 +144,7 @@ class Node:
         self._ports = ports or Ports()
         self._process: subprocess.Popen[bytes] | None = None
         self._claims: list[socket.socket] = []
+        self._gcs_port: int | None = None
         self.client_port: int | None = None
         self.dashboard_port: int | None = None
 
@@ -158,8 +164,10 @@ class Node:
         Call it from a thread that lives as long as the node is to live: the node ends with that thread.
 
         Raises:
-            ConfigurationError: a port that it was given is taken.
+            ConfigurationError: a port that it was given is taken, or this is not Linux.
         """
+        if sys.platform != "linux":
+            raise ConfigurationError(f"Simulators and hubs need Linux, this is {sys.platform}. A trainer can run here.")
         self._ports.refuse_taken()
         arguments = [
             "--node-name", self.name,
@@ -179,16 +187,18 @@ class Node:
         if self._hub is None:
             self.client_port = self._ports.client or self._claim_port(DEFAULT_CLIENT_PORT)
             self.dashboard_port = self._ports.dashboard or self._claim_port(DEFAULT_DASHBOARD_PORT)
+            self._gcs_port = self._ports.gcs or self._claim_port(DEFAULT_GCS_PORT)
             if self._dashboard_host is not None:
                 arguments += ["--dashboard-host", self._dashboard_host]
             arguments += [
                 "--head",
-                "--port", str(self._ports.gcs or self._claim_port(DEFAULT_GCS_PORT)),
+                "--port", str(self._gcs_port),
                 "--ray-client-server-port", str(self.client_port),
                 "--include-dashboard", "true",  # jobs are submitted there
                 "--dashboard-port", str(self.dashboard_port),
             ]  # fmt: skip
-            self._marker.unlink(missing_ok=True)
+            if self._marked_address() is not None:  # of one that had this port before
+                self._marker.unlink(missing_ok=True)
         else:
             arguments += ["--address", self._hub.target, "--temp-dir", str(self.temporary_folder)]
         with open(self._log, "wb") as log:
@@ -219,7 +229,7 @@ class Node:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             self.require_running()
-            if self._marker.exists() and (address := self._marker.read_text().strip()):
+            if (address := self._marked_address()) is not None:
                 return address
             time.sleep(0.05)
         return None
@@ -244,7 +254,7 @@ class Node:
         """End exactly this node and all its processes, and remove its folder. Idempotent."""
         process, self._process = self._process, None
         if process is not None and process.poll() is None:
-            address = self._marker.read_text().strip() if self.is_hub and self._marker.exists() else None
+            address = self._marked_address() if self.is_hub else None
             everyone = psutil.Process(process.pid).children(recursive=True)
             process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -257,7 +267,7 @@ class Node:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            if address and self._marker.exists() and self._marker.read_text().strip() == address:
+            if address is not None and self._marked_address() == address:
                 self._marker.unlink(missing_ok=True)
         while self._claims:
             self._claims.pop().close()
@@ -291,6 +301,15 @@ class Node:
     def _marker(self) -> Path:
         # `ray start` writes the cluster's address here as its last act; `ray.init()` without an address reads it.
         return self.temporary_folder / "ray_current_cluster"
+
+    def _marked_address(self) -> str | None:
+        """What stands in that file, which a machine's hubs share: None where it is another hub's, or nothing."""
+        try:
+            address = self._marker.read_text().strip()
+        except OSError:
+            return None
+        is_own = not self.is_hub or address.rpartition(":")[2] == str(self._gcs_port)
+        return address if address and is_own else None
 
 
 def _own_python_first() -> dict[str, str]:

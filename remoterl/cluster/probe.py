@@ -23,6 +23,7 @@ from remoterl.errors import AuthenticationError, ConfigurationError
 
 RETRY_PERIOD_S = 0.3
 ONE_PROBE_S = 3.0
+NOTE_S = 8.0  # an upload may fill the way
 MARK = b"remoterl:hub"
 NEVER = threading.Event()  # of who is not to be stopped
 
@@ -55,7 +56,7 @@ def identify(
     from ray.core.generated import ray_client_pb2 as client
     from ray.core.generated import ray_client_pb2_grpc as client_grpc
 
-    metadata = [("authorization", f"Bearer {api_key}")] if api_key else None
+    metadata = _metadata(api_key)
     with _open_channel(address.target) as channel:
         try:
             if address.kind == "client":
@@ -79,12 +80,43 @@ def identify(
             return answer, b""
 
 
-def _mark(stub: Any, metadata: Any, timeout_s: float) -> bytes:
-    """The hub's mark in its own key-value store, which it answers for whoever is no client of it (yet)."""
+def note(address: Address, api_key: str | None, key: bytes, value: bytes | None) -> bool:
+    """Put a value (None: nothing) into the hub's own key-value store, beside Ray Client's connection.
+
+    Returns:
+        False where Ray Client's port did not take it.
+    """
+    import grpc
+    from ray.core.generated import ray_client_pb2 as client
+    from ray.core.generated import ray_client_pb2_grpc as client_grpc
+
+    options = _options_of_nobody(_metadata(api_key), NOTE_S)
+    with _open_channel(address.target) as channel:
+        stub = client_grpc.RayletDriverStub(channel)
+        try:
+            if value is None:
+                stub.KVDel(client.KVDelRequest(key=key), **options)
+            else:
+                stub.KVPut(client.KVPutRequest(key=key, value=value, overwrite=True), **options)
+        except grpc.RpcError:
+            return False
+    return True
+
+
+def _metadata(api_key: str | None) -> list[tuple[str, str]]:
+    return [("authorization", f"Bearer {api_key}")] if api_key else []
+
+
+def _options_of_nobody(metadata: list[tuple[str, str]], timeout_s: float) -> dict[str, Any]:
+    """For the hub's own key-value store, which it answers for whoever is no client of it (yet)."""
+    return {"metadata": [*metadata, ("client_id", uuid.uuid4().hex)], "timeout": timeout_s}
+
+
+def _mark(stub: Any, metadata: list[tuple[str, str]], timeout_s: float) -> bytes:
     import grpc
     from ray.core.generated import ray_client_pb2 as client
 
-    options = {"metadata": [*(metadata or []), ("client_id", uuid.uuid4().hex)], "timeout": timeout_s}
+    options = _options_of_nobody(metadata, timeout_s)
     try:
         stub.KVPut(client.KVPutRequest(key=MARK, value=uuid.uuid4().bytes, overwrite=False), **options)
         return stub.KVGet(client.KVGetRequest(key=MARK), **options).value
@@ -125,7 +157,7 @@ def wait_for_hub(address: Address, api_key: str | None, timeout_s: float, stoppe
                     address,
                 )
             return True
-        _refuse_other_tls(address, min(ONE_PROBE_S, max(0.1, deadline - time.monotonic())))
+        refuse_other_tls(address, min(ONE_PROBE_S, max(0.1, deadline - time.monotonic())))
         if time.monotonic() + RETRY_PERIOD_S >= deadline or stopped.wait(RETRY_PERIOD_S):
             return False
 
@@ -135,8 +167,12 @@ def checked_key(address: Address, api_key: str | None) -> str | None:
     return auth.NO_KEY if api_key and ask(address, None) is Answer.ACCEPTED else api_key
 
 
-def _refuse_other_tls(address: Address, timeout_s: float) -> None:
-    """Say where somebody listens who did not answer because of TLS; return where it is something else."""
+def refuse_other_tls(address: Address, timeout_s: float = ONE_PROBE_S) -> None:
+    """Return where nobody listens, or somebody who did not answer for another reason than TLS.
+
+    Raises:
+        ConfigurationError: TLS keeps this process and the hub apart; the message says how.
+    """
     try:
         connected = socket.create_connection((address.host, address.port), timeout_s)
     except OSError:

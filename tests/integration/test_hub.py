@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import psutil
 import pytest
 import ray
 from commands import Call, run_in_turn
-from processes import KEY, PATIENCE_S, Cluster, clean_environment, free_ports, start_simulator
+from processes import KEY, PATIENCE_S, Cluster, clean_environment, free_ports, inheriting, start_simulator, wait_until
 
 # Ray Client's server for each client, which its own port stands before, and metrics of autoscaler and dashboard.
 NOT_FOR_OTHERS = {*range(23000, 24000), 44217, 44227}
@@ -97,6 +99,21 @@ def test_a_hub_a_simulator_and_a_trainer(tmp_path: Path, rllib_cluster: Cluster)
     _, alive = psutil.wait_procs(tree, timeout=PATIENCE_S)
     assert alive == []
     assert "No hub of yours" in again.stdout
+
+
+def test_a_start_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
+    folder, mark = tempfile.mkdtemp(prefix="rrl-", dir="/tmp"), str(tmp_path)
+    names = ("port", "client-port", "dashboard-port")
+    ports = [f"--{name}={port}" for name, port in zip(names, free_ports(3), strict=True)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "remoterl", "hub", *ports],
+        env=clean_environment(TESTED_BY=mark, REMOTERL_HOME=mark, RAY_TMPDIR=folder), cwd=tmp_path,
+    )  # fmt: skip
+    wait_until(lambda: any("--block" in command for command in inheriting(mark)), what="it waits for the hub")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    wait_until(lambda: inheriting(mark) == [], what="the hub ends")
+    shutil.rmtree(folder)
 
 
 def _rays(tree: list[psutil.Process]) -> list[psutil.Process]:

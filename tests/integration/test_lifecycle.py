@@ -391,6 +391,7 @@ def test_status(cluster) -> None:
     assert trainer["rows"] == 10 and trainer["pid"] == os.getpid() and trainer["channels"] == ["stream"]
     assert "OnlyHere-v0" in told["simulators"][0]["environments"]
     assert "alpha" in table.stdout and "2 of 8" in table.stdout
+    assert "zone=b" in table.stdout and "…" not in table.stdout  # in a pipe, nothing is cut
     remoterl.shutdown()
     assert_free(cluster)
     assert remoterl.describe(address=cluster.gcs_address, api_key=KEY)["trainers"] == []

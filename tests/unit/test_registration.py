@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
+from processes import wait_until
 
-from remoterl import registration
+from remoterl import hub, registration
 from remoterl.cluster.node import SERVICES, Ports
 from remoterl.config import Address, find_address, find_api_key, parse_ports
 from remoterl.errors import ConfigurationError
@@ -23,11 +26,11 @@ def environ(tmp_path: Path) -> dict[str, str]:
 def test_what_is_registered_comes_last(environ: dict[str, str]) -> None:
     assert registration.read(environ) is None and not registration.forget(environ)
     registration.write(Registration("ray://hub:10001", KEY), environ)
-    hub = Address("client", "hub", 10001)
-    assert find_address(None, environ) == hub
-    assert find_api_key(None, environ, hub) == KEY
+    known = Address("client", "hub", 10001)
+    assert find_address(None, environ) == known
+    assert find_api_key(None, environ, known) == KEY
     assert find_address(None, {**environ, "RAY_ADDRESS": "other:1"}) == Address("gcs", "other", 1)
-    assert find_api_key(None, {**environ, "RAY_AUTH_TOKEN": "rays"}, hub) == "rays"
+    assert find_api_key(None, {**environ, "RAY_AUTH_TOKEN": "rays"}, known) == "rays"
     assert registration.forget(environ) and find_address(None, environ) is None
 
 
@@ -80,11 +83,12 @@ def test_a_port_of_a_range_that_is_taken() -> None:
 
 
 def test_a_hub_is_known_by_more_than_its_pid() -> None:
-    import os
-
-    import psutil
-
     own = {"address": "a:1", "client_address": "ray://a:2", "dashboard": "http://a:3", "key_hint": ""}
-    started = psutil.Process().create_time()
-    assert RunningHub(pid=os.getpid(), started=started, **own).lives()
-    assert not RunningHub(pid=os.getpid(), started=started - 60, **own).lives()
+    with subprocess.Popen(["sleep", "60"]) as process:
+        state, started = hub._stat(process.pid)
+        assert state in "RSD" and started > hub._stat(os.getpid())[1] > 0
+        known = RunningHub(pid=process.pid, started=started, **own)
+        assert known.lives() and not RunningHub(pid=process.pid, started=started - 1, **own).lives()
+        process.kill()
+        wait_until(lambda: not known.lives(), what="a zombie is none")
+    assert not known.lives()
