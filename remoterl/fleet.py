@@ -21,7 +21,7 @@ from remoterl.actors.env_runner import EnvRunner
 from remoterl.channels.opening import open_channels
 from remoterl.channels.stream import Streams
 from remoterl.config import TrainerConfig
-from remoterl.errors import CapacityError, EnvRunnerLostError
+from remoterl.errors import CapacityError, EnvRunnerLostError, RemoteRLError
 from remoterl.placement import plan
 from remoterl.vector.core import RunnerLink
 
@@ -54,6 +54,7 @@ class Fleet:
         self._streams: Streams | None = None
         self._last_failure = ""  # of an env runner that did not come up
         self._told_differ: set[str] = set()  # simulators
+        self._ended = False
         self._lock = threading.RLock()
 
     def living(self) -> list[RunnerLink]:
@@ -188,7 +189,10 @@ class Fleet:
         try:
             for simulator, strategy in places:
                 started.append(_Started(simulator, strategy, self._start(simulator, strategy)))
-            return self._links(started, deadline)
+            links = self._links(started, deadline)
+            if self._ended:  # by another thread, which did not know of these
+                raise RemoteRLError("The session was closed while an env runner was started.")
+            return links
         except BaseException:
             for one in started:
                 self._kill(one.actor)
@@ -229,7 +233,7 @@ class Fleet:
             up.append((one, info))
         if self._streams is None:
             self._streams = Streams(self._config.step_timeout_s)
-        channels, self.channels = open_channels(
+        channels, in_words = open_channels(
             [one.actor for one, _ in up],
             [
                 f"env runner on simulator {one.simulator.name} (node {one.simulator.node_id[:8]}, pid {info.pid})"
@@ -238,6 +242,10 @@ class Fleet:
             self._config.channel,
             self._streams,
         )
+        if not self.channels or not up:
+            self.channels = self.channels or in_words
+        elif in_words != self.channels:  # a step waits for the slowest of all
+            logger.warning("Env runners that were started now: %s.", in_words)
         return [
             RunnerLink(
                 channel=channel,
@@ -344,7 +352,7 @@ class Fleet:
     ) -> list[RunnerLink]:
         """An env runner for the first of the batch at least, in its order; none where time ran out."""
         unit_is_back_by = min(time.monotonic() + UNIT_BACK_S, deadline - 2 * RETRY_PERIOD_S)
-        while True:
+        while not self._ended:
             ping_by = min(deadline, time.monotonic() + PING_S)
             simulators = directory.find_simulators(ping_by, labels=self._config.labels)
             places = _places(batch, simulators, capacity.free_units(simulators, ping_by))
@@ -363,6 +371,7 @@ class Fleet:
             if time.monotonic() + RETRY_PERIOD_S >= deadline:
                 return []
             time.sleep(RETRY_PERIOD_S)
+        return []
 
     # ---- moving and letting go ---------------------------------------------------------------------------------
 
@@ -407,6 +416,7 @@ class Fleet:
 
     def end(self) -> None:
         """End them all, those that did not come up included, and give units back that were granted."""
+        self._ended = True
         for runner in self.runners:
             runner.channel.close()
         self._let_go_of_memory()

@@ -12,8 +12,10 @@ import os
 import secrets
 import socket
 import ssl
+import sys
 import threading
 import time
+from collections import deque
 from queue import Empty, SimpleQueue
 
 from remoterl.channels import handshake, tls
@@ -48,9 +50,10 @@ class StreamListener:
         port = _listen(host)
         self._host = host
         self._port = port.getsockname()[1]
-        self._local = "" if self._tls is not None else f"remoterl-{secrets.token_hex(8)}"
+        self._local = "" if self._tls is not None or sys.platform != "linux" else f"remoterl-{secrets.token_hex(8)}"
         self._sockets = [port, *([_listen_here(self._local)] if self._local else [])]
-        self._unproven = threading.Semaphore(MAX_UNPROVEN)
+        self._unproven: list[deque[socket.socket]] = [deque() for _ in self._sockets]  # of each: the oldest first
+        self._rooms = [threading.Semaphore(MAX_UNPROVEN) for _ in self._sockets]
         self._accepting = threading.Lock()
         self._taken = False
         self._accepted: SimpleQueue[socket.socket] = SimpleQueue()
@@ -78,12 +81,7 @@ class StreamListener:
         with self._accepting:
             self._taken = True
         for listening in self._sockets:
-            try:
-                # Wakes its thread that waits in accept(), which closes it: closed under it, its number might be
-                # another's.
-                listening.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+            _wake(listening)
 
     def _listen(self, index: int) -> None:
         while not self._taken and (left_s := self._closes_at - time.monotonic()) > 0:
@@ -92,42 +90,68 @@ class StreamListener:
                 connected, _ = self._sockets[index].accept()
                 if connected.family == socket.AF_UNIX:
                     connected = LocalSocket(fileno=connected.detach())
+                elif self._tls is not None:
+                    connected = self._tls.wrap_socket(connected, server_side=True, do_handshake_on_connect=False)
             except TimeoutError:
                 continue
             except OSError:  # closed; or one who left before his turn, or no descriptor is free, which pass
                 time.sleep(0 if self._taken else RETRY_S)
                 continue
-            if self._unproven.acquire(blocking=False):
-                threading.Thread(target=self._prove, args=(connected,), name="stream-handshake", daemon=True).start()
-            else:
-                connected.close()
+            room, unproven = self._rooms[index], self._unproven[index]
+            if not room.acquire(blocking=False):  # who says nothing makes room: the trainer may be the last to come
+                with self._accepting:
+                    if unproven:
+                        _wake(unproven.popleft())
+                room.acquire()
+            with self._accepting:
+                unproven.append(connected)
+            proving = threading.Thread(target=self._prove, args=(connected, index), name="stream-handshake")
+            proving.daemon = True
+            proving.start()
         self.close()
         self._sockets[index].close()
 
-    def _prove(self, connected: socket.socket) -> None:
-        proven = connected
+    def _prove(self, connected: socket.socket, index: int) -> None:
         try:
             deadline = time.monotonic() + HANDSHAKE_S
-            if self._tls is not None:
+            if isinstance(connected, ssl.SSLSocket):
                 connected.settimeout(HANDSHAKE_S)
-                proven = self._tls.wrap_socket(connected, server_side=True)
-            handshake.challenge(proven, self._secret, self._context.encode(), deadline)
+                connected.do_handshake()
+            handshake.challenge(connected, self._secret, self._context.encode(), deadline)
             with self._accepting:
                 if self._taken:
                     raise handshake.HandshakeError("another connection was accepted before")
                 self._taken = True
-                handshake.accept(proven, deadline)
-            if isinstance(proven, LocalSocket):
-                proven.take_memory()
-            self._accepted.put(proven)
+                self._forget(connected, index)
+                handshake.accept(connected, deadline)
+            if isinstance(connected, LocalSocket):
+                connected.take_memory()
+            self._accepted.put(connected)
             self.close()
-        except (handshake.HandshakeError, OSError, ssl.SSLError) as error:
+        except (handshake.HandshakeError, OSError, ValueError) as error:  # ssl's are OSErrors; ValueError: it was woken
             logger.debug("a connection was turned away: %s", error)
-            proven.close()
+            connected.close()
             if self._taken:  # he left before he could be told, or another was faster: nobody else is waited for
                 self.close()
         finally:
-            self._unproven.release()
+            with self._accepting:
+                self._forget(connected, index)
+            self._rooms[index].release()
+
+    def _forget(self, connected: socket.socket, index: int) -> None:
+        if connected in self._unproven[index]:  # else it made room
+            self._unproven[index].remove(connected)
+
+
+def _wake(one: socket.socket) -> None:
+    """Its thread waits no more, and closes it: closed under that, its number might be another's."""
+    try:
+        if isinstance(one, ssl.SSLSocket):  # its own would take its state from under its thread
+            socket.socket.shutdown(one, socket.SHUT_RDWR)
+        else:
+            one.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
 
 
 def _listen(host: str) -> socket.socket:
@@ -145,7 +169,7 @@ def _listen(host: str) -> socket.socket:
 
 
 def _listen_here(name: str) -> socket.socket:
-    """On this machine only, and in this network namespace: a name without a file, gone with the socket."""
+    """On this machine only, and in this network namespace: a name without a file, gone with the socket. Linux."""
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(f"\0{name}")
     listening.listen(MAX_UNPROVEN)
@@ -153,7 +177,7 @@ def _listen_here(name: str) -> socket.socket:
 
 
 def _ports(text: str) -> range:
-    """`20000-20031` or one port; any free one where nothing is said."""
+    """`21000-21031` or one port; any free one where nothing is said."""
     if not text:
         return range(1)
     first, _, last = text.partition("-")
@@ -162,5 +186,5 @@ def _ports(text: str) -> range:
     except ValueError:
         ports = range(0)
     if not ports or not 0 < ports[0] <= ports[-1] < 65536:
-        raise OSError(f"{PORTS_VARIABLE} must be a port or a range of ports such as 20000-20031, got {text!r}")
+        raise OSError(f"{PORTS_VARIABLE} must be a port or a range of ports such as 21000-21031, got {text!r}")
     return ports

@@ -12,6 +12,10 @@ from remoterl.channels.shared_memory import SharedMemory
 from remoterl.errors import EnvRunnerLostError, RemoteRLError
 
 
+class Late(TimeoutError):
+    """No answer in time. A class of its own: a script's handler of an alarm may raise `TimeoutError`, as it likes."""
+
+
 class Channel(ABC):
     """One trainer's way to one env runner. Requests are answered in the order in which they were sent.
 
@@ -37,7 +41,7 @@ class Channel(ABC):
             landing: where the reply may be received, if it is a small step, so that no memory is made for it.
 
         Raises:
-            TimeoutError: the env runner does not take it within the session's `step_timeout_s`.
+            Late: the env runner does not take it within the session's `step_timeout_s`.
             EnvRunnerLostError: the env runner, its node or the connection is gone.
         """
 
@@ -46,7 +50,7 @@ class Channel(ABC):
         """Wait for a reply.
 
         Raises:
-            TimeoutError: no reply within `timeout_s` seconds (None: wait for ever).
+            Late: no reply within `timeout_s` seconds (None: wait for ever).
             EnvRunnerLostError: the env runner, its node or the connection is gone.
         """
 
@@ -59,7 +63,7 @@ class Channel(ABC):
         Called on a subclass, the channels are all of it; on `Channel`, they may be of any.
 
         Returns:
-            In place of a reply that does not come: the `TimeoutError` or `EnvRunnerLostError` of `receive`.
+            In place of a reply that does not come: the `Late` or `EnvRunnerLostError` of `receive`.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         replies: list[Any] = []
@@ -68,7 +72,7 @@ class Channel(ABC):
                 replies.append(
                     channel.receive(ticket, None if deadline is None else max(0.0, deadline - time.monotonic()))
                 )
-            except (TimeoutError, EnvRunnerLostError) as error:
+            except (Late, EnvRunnerLostError) as error:
                 replies.append(error)
         return replies
 
@@ -84,8 +88,8 @@ class Channel(ABC):
         """In a forked child: let go of what is the parent's, without a word to the env runner."""
         self.lost = True
 
-    def _late(self, timeout_s: float | None) -> TimeoutError:
-        return TimeoutError(f"no answer from the {self._description} (or its peers) within {timeout_s} s")
+    def _late(self, timeout_s: float | None) -> Late:
+        return Late(f"no answer from the {self._description} (or its peers) within {timeout_s} s")
 
     def _gone(self, reason: Exception | str) -> EnvRunnerLostError:
         self.lost = True

@@ -6,6 +6,7 @@ straight into the memory in which they stay.
 
 from __future__ import annotations
 
+import errno
 import pickle
 import socket
 import ssl
@@ -50,8 +51,8 @@ class FrameSocket:
         connected.setblocking(False)
         self.socket = connected
         self._encoder, self._decoder = Encoder(), Decoder()
-        # OpenSSL has one state for both directions.
-        self._lock = threading.Lock() if isinstance(connected, ssl.SSLSocket) else None
+        # OpenSSL has one state for both directions. A signal's handler may send in the middle of what this reads.
+        self._lock = threading.RLock() if isinstance(connected, ssl.SSLSocket) else None
         self._pending = connected.pending if isinstance(connected, ssl.SSLSocket) else None
         self._can_gather = hasattr(connected, "sendmsg")  # not on Windows
         self._memory = connected.memory if isinstance(connected, LocalSocket) else None
@@ -120,6 +121,11 @@ class FrameSocket:
         if len(unsent) > 1 and self._can_gather:
             return self.socket.sendmsg([unsent[index] for index in range(min(len(unsent), MAX_BUFFERS_A_CALL))])
         return self.socket.send(unsent[0])
+
+    @property
+    def has_unsent(self) -> bool:
+        """Is anything left for `flush`?"""
+        return bool(self._unsent)
 
     @property
     def has_more(self) -> bool:
@@ -226,7 +232,7 @@ class FrameSocket:
         except WOULD_BLOCK:
             return 0
         if received == 0:
-            raise ConnectionResetError("the connection was closed by the other end")
+            raise ConnectionResetError(errno.ECONNRESET, "the connection was closed by the other end")
         return received
 
     def _decode(self, layout: int, pickled: Buffer, body: Any) -> Any:

@@ -61,7 +61,7 @@ def open_channels(
             channel.close()
         raise RemoteRLError(
             f"channel='stream' was asked for, but {len(failures)} of {len(actors)} env runners can't be reached by "
-            f"one: {failures[0]}. Open the simulators' ports to this machine (REMOTERL_STREAM_PORTS=20000-20031 on "
+            f"one: {failures[0]}. Open the simulators' ports to this machine (REMOTERL_STREAM_PORTS=21000-21031 on "
             "a simulator fixes them for a firewall), or take channel='actor', which needs nothing but Ray."
         )
     return channels, _describe(channels) + (f" (no stream to {failures[0]})" if failures else "")

@@ -10,13 +10,14 @@ import os
 import select
 import selectors
 import socket
+import struct
 import sys
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast, overload
+from collections.abc import Callable, Sequence
+from typing import Any, TypeGuard, cast, overload
 
 from remoterl.channels import handshake, tls
 from remoterl.channels.base import Channel
@@ -27,10 +28,13 @@ from remoterl.channels.shared_memory import LocalSocket, SharedMemory
 from remoterl.errors import EnvRunnerLostError
 from remoterl.messages import StreamOffer
 
-# A peer that vanished is noticed after 15 s, whether nothing is under way to it (seconds, seconds, probes) or something
-# is (milliseconds; Linux would try for a quarter of an hour).
+# A peer that vanished is noticed after 15 s: by the operating system where nothing is under way to it (seconds,
+# seconds, probes). Where something is, Linux would try for a quarter of an hour, and its `TCP_USER_TIMEOUT` counts the
+# time in which a peer that lives does not read; so who waits looks whether anything was acknowledged of late.
 KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 5}
-GIVE_UP = {"TCP_USER_TIMEOUT": 15_000}
+VANISHED_S = 15.0
+LOOK_S = 1.0
+TCP_INFO_BYTES = 60  # of Linux's `struct tcp_info`, linux/tcp.h, as far as it is read here
 WRITE_CHECK_S = 0.05
 CAN_POLL = hasattr(select, "poll")
 GONE = getattr(select, "POLLRDHUP", 0)  # beside what `poll` always tells of
@@ -70,7 +74,7 @@ class StreamChannel(Channel):
 
     def __init__(self, connected: socket.socket, streams: Streams, description: str) -> None:
         super().__init__(description)
-        set_options(connected, KEEP_ALIVE | GIVE_UP)
+        set_options(connected)
         self.frames = FrameSocket(connected)
         self.memory = streams.memory if isinstance(connected, LocalSocket) else None
         self._streams = streams
@@ -93,12 +97,14 @@ class StreamChannel(Channel):
                     is_queued = True
                     self._waiting.append(ticket)
                     is_late = not self.frames.flush() and not self._streams.wait_to_send(self)
-                except OSError as error:
-                    self.lose(error)
                 except BaseException as error:
-                    if is_queued or not isinstance(error, Exception):  # else it could not be pickled, and that is all
-                        self.lose("this process was interrupted while it sent")
-                    raise
+                    if _is_of_the_socket(error):
+                        self.lose(error)
+                    else:
+                        # A handler of a signal may raise anything. Where nothing is queued, it could not be pickled.
+                        if is_queued or not isinstance(error, Exception):
+                            self.lose("this process was interrupted while it sent")
+                        raise
                 finally:
                     self._sends = False
                 if is_late:
@@ -155,13 +161,18 @@ class StreamChannel(Channel):
                     return
         except FrameError as error:
             self.lose(str(error))
-        except OSError as error:
+        except BaseException as error:
+            if not _is_of_the_socket(error):
+                self.lose("this process was interrupted while it read")
+                raise
             self.lose(error)
-        except BaseException:
-            self.lose("this process was interrupted while it read")
-            raise
         finally:
             self._reads = False
+
+    def look_whether_it_vanished(self) -> None:
+        """Lose it where nothing that is under way to it was acknowledged for `VANISHED_S`. As `read`, one at a time."""
+        if (self._waiting or self.frames.has_unsent) and _silent_s(self.frames.socket) > VANISHED_S:
+            self.lose("its machine does not answer")
 
     def _next_ticket(self) -> Ticket:
         if not self._waiting:
@@ -221,6 +232,7 @@ class Streams:
         self._others: set[threading.Event] = set()  # of threads that wait while another reads
         self._channels: set[StreamChannel] = set()
         self._polls: dict[StreamChannel, select.poll] = {}  # made once for as long as there are these channels
+        self._looked = 0.0  # `time.monotonic()`, when those who wait looked whether their peers are there still
         self._hears_one = False  # the reader sleeps until one reply is there, whatever else arrives
 
     def add(self, channel: StreamChannel) -> None:
@@ -335,6 +347,10 @@ class Streams:
                         self._hush()
                     else:
                         channel.read()
+                if not ready and time.monotonic() - self._looked >= LOOK_S:
+                    self._looked = time.monotonic()
+                    for one in list(self._channels):
+                        one.look_whether_it_vanished()
                 self._tell_others()
                 if deadline is not None and time.monotonic() >= deadline:
                     break
@@ -371,7 +387,7 @@ class Streams:
                     return self._sockets.ready(0)
             finally:
                 self._hears_one = False
-        return self._sockets.ready(_remaining(deadline))
+        return self._sockets.ready(_until_a_look(deadline))
 
     def _hears(self, last: StreamChannel, deadline: float | None) -> bool:
         """Sleep until this one has something to read (True), one of the others is gone, or somebody calls `wake`."""
@@ -380,7 +396,7 @@ class Streams:
             waiting = polls.get(last) or polls.setdefault(last, self._poll_for(last))
         except (ValueError, RuntimeError):  # another thread is just closing one, or opening one
             return False
-        events = waiting.poll() if deadline is None else waiting.poll(_remaining(deadline) * 1000)
+        events = waiting.poll(_until_a_look(deadline) * 1000)
         return len(events) == 1 and events[0][0] == last.frames.socket.fileno()
 
     def _poll_for(self, last: StreamChannel) -> select.poll:
@@ -500,12 +516,8 @@ def _reach_here(name: str) -> socket.socket | None:
     return connected
 
 
-def set_options(connected: socket.socket, keep_alive: Mapping[str, int] = KEEP_ALIVE) -> None:
-    """Messages leave at once, small and large, and a peer that vanished without a word is noticed.
-
-    An env runner has no `GIVE_UP`: Linux would count the time in which a trainer that computes leaves a large reply
-    unread. Whether a trainer lives, its leash says.
-    """
+def set_options(connected: socket.socket) -> None:
+    """Messages leave at once, small and large, and a peer that vanished is noticed where nothing is under way to it."""
     if connected.family not in (socket.AF_INET, socket.AF_INET6):
         # On this machine nobody vanishes without a word; but a batch of pictures should leave at once, as it does by
         # TCP, whose buffers grow by themselves. Linux gives as much of this as `net.core.wmem_max` allows.
@@ -513,9 +525,14 @@ def set_options(connected: socket.socket, keep_alive: Mapping[str, int] = KEEP_A
         return
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in keep_alive.items():
+    for option, value in KEEP_ALIVE.items():
         if hasattr(socket, option):
             connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+def _is_of_the_socket(error: BaseException) -> TypeGuard[OSError]:
+    """Is it the operating system's, which numbers them? What a signal's handler raises (`TimeoutError`, say) is not."""
+    return isinstance(error, OSError) and error.errno is not None
 
 
 def _close_all(*closable: Any) -> None:
@@ -531,6 +548,25 @@ def _remaining(deadline: None) -> None: ...
 def _remaining(deadline: float | None) -> float | None: ...
 def _remaining(deadline: float | None) -> float | None:
     return None if deadline is None else min(max(0.0, deadline - time.monotonic()), LONGEST_WAIT_S)
+
+
+def _until_a_look(deadline: float | None) -> float:
+    return LOOK_S if deadline is None else min(max(0.0, deadline - time.monotonic()), LOOK_S)
+
+
+def _silent_s(connected: socket.socket) -> float:
+    """Seconds since the peer's machine last acknowledged anything, where something is under way to it; else 0.
+
+    A peer that reads nothing acknowledges the probes of its closed window; one that is out alone says nothing.
+    """
+    if connected.family not in (socket.AF_INET, socket.AF_INET6) or not sys.platform.startswith("linux"):
+        return 0.0
+    try:
+        info = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
+    except OSError:  # closed; whoever reads will hear of it
+        return 0.0
+    probes, unacknowledged, last_acknowledged_ms = info[3], *struct.unpack_from("=24xI28xI", info)
+    return last_acknowledged_ms / 1000 if unacknowledged or probes > 1 else 0.0
 
 
 def _result(ticket: Ticket) -> Any:

@@ -11,18 +11,20 @@ import contextlib
 import itertools
 import pickle
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
+import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from remoterl import messages as m
 from remoterl._logging import logger
-from remoterl.channels.base import Channel
+from remoterl.channels.base import Channel, Late
 from remoterl.channels.codec import Landing
 from remoterl.channels.shared_memory import SharedMemory
 from remoterl.errors import (
@@ -46,6 +48,7 @@ UNSENT = object()  # in place of a ticket: the part was lost, and the trainer ha
 REPLIES = frozenset({m.RowsOpened, m.RowsReset, m.RowsStepped, m.RowsCalled})
 OF_EPISODES = frozenset({m.ResetRows, m.StepRows})
 OBSERVATIONS = frozenset({m.RowsReset, m.RowsStepped})
+GYMNASIUMS = "WARN: "  # what its logger says, in a colour
 _part_ids = itertools.count(1)
 
 
@@ -183,6 +186,8 @@ class VectorCore:
         core._finalizer.atexit = False
         try:
             core.opened = core.gather(core.scatter(requests))
+            for opened in core.opened:
+                warn_again(opened.warned)
         except BaseException:
             with contextlib.suppress(Exception):  # the first error is the cause
                 core.close()
@@ -238,7 +243,7 @@ class VectorCore:
                 return UNSENT  # the episode that an action was for is over; a reset begins on fresh seeds
         try:
             return part.runner.channel.send(request, landing)
-        except (EnvRunnerLostError, TimeoutError) as error:
+        except (EnvRunnerLostError, Late) as error:
             return error
 
     def gather(self, flight: Flight, timeout_s: float | None = None) -> list[Any]:
@@ -247,7 +252,7 @@ class VectorCore:
         Raises:
             Exception: what the environments raised: the first row's exception, of its own type where it can
                 be rebuilt here, with all rows' remote tracebacks as its cause.
-            TimeoutError: no reply within `timeout_s`; what comes late is thrown away.
+            Late: no reply within `timeout_s`; what comes late is thrown away.
             StepTimeoutError: it took longer than the session's `step_timeout_s`.
             EnvRunnerLostError: an env runner was lost, and its rows could not be made anew.
         """
@@ -345,10 +350,10 @@ class VectorCore:
 
     def _mend(self, flight: Flight, replies: list[Any], timeout_s: float | None, limit_s: float | None) -> list[Any]:
         """Replies for those that did not come."""
-        late = [part for part, reply in zip(self._parts, replies, strict=True) if isinstance(reply, TimeoutError)]
+        late = [part for part, reply in zip(self._parts, replies, strict=True) if isinstance(reply, Late)]
         if late:
             if limit_s == timeout_s:
-                raise next(reply for reply in replies if isinstance(reply, TimeoutError))
+                raise next(reply for reply in replies if isinstance(reply, Late))
             raise self._too_late(late, flight.requests[0])
         mended = list(replies)
         for index, (request, reply) in enumerate(zip(flight.requests, replies, strict=True)):
@@ -369,9 +374,11 @@ class VectorCore:
         ]
         if errors:
             raise RowsRaised(errors).to_raise(self._name)
-        for part, request in zip(self._parts, flight.requests, strict=True):
-            if type(request) is m.StepRows or _is_of_all(request):
-                part.told = None  # not before: where another part's error is raised, the trainer hears of nothing else
+        for part, request, got, reply in zip(self._parts, flight.requests, replies, mended, strict=True):
+            # Not before: where another part's error is raised, the trainer hears of nothing else. And who answered
+            # before it was lost is told of in the next step.
+            if reply is not got and (type(request) is m.StepRows or _is_of_all(request)):
+                part.told = None
         return mended
 
     def _too_late(self, late: Sequence[Part], request: Any) -> StepTimeoutError:
@@ -466,13 +473,13 @@ class VectorCore:
         channel = part.runner.channel
         try:
             ticket = channel.send(request)
-        except TimeoutError:
+        except Late:
             raise self._too_late([part], request) from None
         except EnvRunnerLostError as error:
             raise _LostAgain(False) from error
         try:
             return channel.receive(ticket, self._limit())
-        except TimeoutError:
+        except Late:
             raise self._too_late([part], request) from None
         except EnvRunnerLostError as error:
             raise _LostAgain(True) from error
@@ -579,7 +586,7 @@ class VectorCore:
             timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
                 reply = runner.channel.receive(ticket, timeout_s)
-            except TimeoutError:
+            except Late:
                 late.append(runner)
                 continue
             except RemoteRLError as error:
@@ -633,7 +640,7 @@ class VectorCore:
             return self._rescue(index, message, ticket)
         try:
             return self._parts[index].runner.channel.receive(ticket, self._limit())
-        except TimeoutError:
+        except Late:
             raise self._too_late([self._parts[index]], message) from None
         except EnvRunnerLostError as error:
             return self._rescue(index, message, error)
@@ -681,6 +688,21 @@ class RemoteAttribute:
 
     def __repr__(self) -> str:
         return f"<remote {self._what.type_name} {self._what.name!r} of row {self._row}>"
+
+
+def warn_again(warned: Sequence[m.Warned]) -> None:
+    """Warn here of what warned there, by this process's filters and Gymnasium's level.
+
+    Raises:
+        Warning: where a filter makes it an error.
+    """
+    for one in warned:
+        if gymnasium.logger.min_level > gymnasium.logger.WARN and GYMNASIUMS in one.text:
+            continue
+        warnings.warn_explicit(one.text, one.category, one.filename, one.lineno, one.module or None, _warned)
+
+
+_warned: dict[Any, Any] = {}  # what Python's filters know of them
 
 
 def forget(parts: Sequence[Part]) -> list[tuple[RunnerLink, Any]]:
