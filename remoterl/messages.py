@@ -144,6 +144,16 @@ class FindSpec(NamedTuple):
 # ---- replies: env runner -> trainer ---------------------------------------------------------------------
 
 
+class Warned(NamedTuple):
+    """A Python warning."""
+
+    text: str
+    category: type[Warning]  # one of Python's own
+    filename: str
+    lineno: int
+    module: str  # its name, by which filters go
+
+
 class RowsOpened(NamedTuple):
     """What the environments are like. Each list has one entry where all rows agree, else one a row."""
 
@@ -155,6 +165,7 @@ class RowsOpened(NamedTuple):
     description: str  # str() of the first environment
     distinct: int  # how many different unwrapped environments the factories made
     extra: dict[str, Any]  # HOSTED: num_envs and the batched spaces
+    warned: list[Warned] = []  # noqa: RUF012 - nobody adds to it
 
 
 class RowsReset(NamedTuple):
@@ -228,6 +239,7 @@ class SpecFound(NamedTuple):
     """The EnvSpec, or None where this simulator does not know the id."""
 
     spec: Any
+    warned: list[Warned] = []  # noqa: RUF012
 
 
 class RowError(NamedTuple):

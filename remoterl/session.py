@@ -33,6 +33,7 @@ from remoterl._logging import logger
 from remoterl.actors import directory
 from remoterl.actors import registry as registrations
 from remoterl.actors.leash import Leash
+from remoterl.channels.base import Late
 from remoterl.cluster.connection import Connection, connect, no_sigterm_handler_of_ray
 from remoterl.cluster.watch import HubWatch
 from remoterl.config import TrainerConfig
@@ -54,7 +55,7 @@ from remoterl.patches import ray as ray_patches
 from remoterl.patches.base import AfterImport, UndoLog
 from remoterl.placement import split_rows
 from remoterl.shipping import ship
-from remoterl.vector.core import ATTEMPTS, Assignment, RowsRaised, RunnerLink, VectorCore, forget
+from remoterl.vector.core import ATTEMPTS, Assignment, RowsRaised, RunnerLink, VectorCore, forget, warn_again
 from remoterl.vector.recovery import USUAL_CAUSE
 
 CLOSE_TIMEOUT_S = 5.0
@@ -107,6 +108,11 @@ class Session:
         """Has `shutdown()`, `ray.shutdown()` or the process's end closed it?"""
         return self._closed
 
+    @property
+    def hub_is_lost(self) -> bool:
+        """Did the hub end, or start anew? What is left to do is to close it."""
+        return self._hub_lost is not None
+
     # ---- opening ---------------------------------------------------------------------------------------------
 
     def start(self, deadline: float) -> bool:
@@ -117,7 +123,7 @@ class Session:
         if self.connection.hub is not None:
             self._watch = HubWatch(self.connection.hub, self._config.api_key, self._lose_the_hub)
             if self.connection.hub.kind == "client":
-                self._leash = Leash()
+                self._leash = Leash(self.connection.hub, self._config.api_key)
         atexit.register(self.close)
         self._install_patches()
         return True
@@ -163,6 +169,8 @@ class Session:
                 rows: RowsRaised | None = getattr(error, "remote_rows", None)
                 if rows is None:
                     raise
+                if self._imported_here(error):
+                    continue
                 lacking |= {runner.simulator for runner, _ in rows.errors}
                 if any(runner.simulator not in lacking for runner in runners):
                     continue
@@ -183,6 +191,15 @@ class Session:
                 core.close()
                 raise UnsupportedError(patches_backend.NO_WINDOWS)
             return core
+
+    def _imported_here(self, error: Exception) -> bool:
+        """Was it for want of a module beside the script, which is imported now? What it registers travels."""
+        named = re.search(r"Check whether '([^']+)' contains env registration", str(error))
+        module = named[1] if named else ""
+        if not module or module in sys.modules or not registrations.lies_beside_the_script(module):
+            return False
+        importlib.import_module(module)
+        return True
 
     def _open_on(
         self,
@@ -222,7 +239,7 @@ class Session:
                 if losses == ATTEMPTS:
                     raise self._often_lost(env_id, error) from error
                 continue
-            except TimeoutError:  # it is stuck, in the close of an environment perhaps
+            except Late:  # it is stuck, in the close of an environment perhaps
                 self.give_up(runner)
                 raise StepTimeoutError(
                     f"No answer within step_timeout_s={self.step_timeout_s:g} from the env runner on {runner.place}, "
@@ -231,6 +248,7 @@ class Session:
             if isinstance(reply, m.RowsFailed):
                 raise RowsRaised([(runner, error) for error in reply.errors]).to_raise(env_id)
             if reply.spec is not None:
+                warn_again(reply.warned)
                 return reply.spec
             asked.add(runner.simulator)
 

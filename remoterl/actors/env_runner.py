@@ -22,7 +22,7 @@ import psutil
 
 from remoterl import messages as m
 from remoterl._protocol import spoken
-from remoterl.actors import children, directory, registry, shortcuts
+from remoterl.actors import children, directory, registry, shortcuts, warned
 from remoterl.actors.rows import Rows, RowsError, open_rows, row_error
 from remoterl.errors import RemoteEnvError
 from remoterl.shipping import unship
@@ -49,6 +49,8 @@ class EnvRunner:
 
     def __init__(self, trainer: m.TrainerInfo, simulator: Any = None) -> None:
         registry.load()
+        if simulator is not None:  # this process is an env runner's
+            registry.find_without_their_modules()
         self._own_ids = registry.known_ids()
         self._trainer = trainer
         self._pid = os.getpid()
@@ -160,10 +162,11 @@ class EnvRunner:
         registry.add_specs(request.specs, self._own_ids)
         if (earlier := self._rows.pop(request.vector_id, None)) is not None:  # the trainer was interrupted as it asked
             earlier.close()
-        with registry.may_register_again():
+        found: list[m.Warned] = []
+        with warned.collected(found), registry.may_register_again():
             rows = open_rows(request.semantics, request.factories, request.rows, request.autoreset_mode)
         self._rows[request.vector_id] = rows
-        return rows.describe()
+        return rows.describe()._replace(warned=found)
 
     def _reset(self, request: m.ResetRows) -> m.RowsReset:
         rows = self._rows[request.vector_id]
@@ -210,8 +213,11 @@ class EnvRunner:
 
     def _find_spec(self, request: m.FindSpec) -> m.SpecFound:
         registry.add_specs(request.specs, self._own_ids)
+        found: list[m.Warned] = []
         try:
-            return m.SpecFound(registry.portable_spec(_resolve(request.env_id)))
+            with warned.collected(found):
+                spec = _resolve(request.env_id)
+            return m.SpecFound(registry.portable_spec(spec), found)
         except (gymnasium.error.UnregisteredEnv, gymnasium.error.Error, ModuleNotFoundError):
             return m.SpecFound(None)
 

@@ -21,12 +21,14 @@ from typing import Any
 
 import cloudpickle
 import gymnasium
-from gymnasium.envs.registration import EnvSpec, load_env_creator, registry
+from gymnasium.envs import registration
+from gymnasium.envs.registration import EnvSpec, WrapperSpec, load_env_creator, registry
 
 from remoterl._logging import logger
 from remoterl.errors import NotShippableError
 from remoterl.shipping import StaysLocal, is_beside, is_beside_the_script, ship, unship
 
+ENTRY_POINTS = ("entry_point", "vector_entry_point")  # of an EnvSpec
 REGISTRY_VARIABLE = "REMOTERL_REGISTRY"
 MODULES_VARIABLE = "REMOTERL_REGISTER"  # module,module: imported in every worker; they register environments
 
@@ -44,7 +46,8 @@ def save(path: Path) -> None:
 
 
 def _by_value_if_main(spec: EnvSpec) -> EnvSpec:
-    return with_local_code(spec) if str(spec.entry_point).startswith("__main__:") else spec
+    names = [spec.entry_point, spec.vector_entry_point, *(one.entry_point for one in spec.additional_wrappers)]
+    return with_local_code(spec) if any(str(name).startswith("__main__:") for name in names) else spec
 
 
 _loaded = False
@@ -75,17 +78,42 @@ def _load_file(path: Path) -> None:
             logger.warning("The environment %s can't be loaded on this node: %s", env_id, error)
 
 
+def find_without_their_modules() -> None:
+    """In this env runner, `gymnasium.make("module:id")` finds an id that is known, also where its module is not here.
+
+    A module beside the trainer's script was imported there, and sent what it had registered.
+    """
+    original = registration._find_spec
+
+    def find(env_id: str) -> EnvSpec:
+        try:
+            return original(env_id)
+        except ModuleNotFoundError:
+            module, _, name = env_id.partition(":")
+            if importlib.util.find_spec(module.split(".")[0]) is not None:  # it lacks another one
+                raise
+            try:
+                return original(name)
+            except gymnasium.error.Error:
+                pass
+            raise
+
+    registration._find_spec = find
+
+
 class RegisteredEntryPoint:
     """A simulator's own entry point, as the trainer holds it: opaque there, called on a simulator only.
 
     Args:
         env_id: of the spec.
         name: `entry_point` or `vector_entry_point`.
+        is_trainers: is the spec one that the trainer sent along?
     """
 
-    def __init__(self, env_id: str, name: str = "entry_point") -> None:
+    def __init__(self, env_id: str, name: str = "entry_point", is_trainers: bool = False) -> None:
         self.env_id = env_id
         self.name = name
+        self.is_trainers = is_trainers
 
     def _creator(self) -> Any:
         if self.env_id not in registry:
@@ -110,11 +138,21 @@ def portable_spec(spec: EnvSpec | None) -> EnvSpec | None:
     if spec is None:
         return None
     portable = copy.copy(spec)
-    if callable(spec.entry_point):
-        portable.entry_point = RegisteredEntryPoint(spec.id)
-    if callable(spec.vector_entry_point):
-        portable.vector_entry_point = RegisteredEntryPoint(spec.id, "vector_entry_point")
+    for name in ENTRY_POINTS:
+        if callable(getattr(spec, name)):
+            setattr(portable, name, RegisteredEntryPoint(spec.id, name, spec.id in _mirrored))
     return portable
+
+
+def with_own_entry_points(spec: EnvSpec | None, asked: str | EnvSpec) -> EnvSpec | None:
+    """On the trainer: a spec that came back, with the entry points of its own in place of what stands for them."""
+    for name in ENTRY_POINTS:
+        there = getattr(spec, name, None)
+        if spec is not None and isinstance(there, RegisteredEntryPoint):
+            own = registry.get(spec.id) if there.is_trainers else None
+            own = asked if isinstance(asked, EnvSpec) else own
+            setattr(spec, name, there if own is None else getattr(own, name))
+    return spec
 
 
 class SpecShipper:
@@ -155,11 +193,17 @@ class SpecShipper:
 
 
 def with_local_code(spec: EnvSpec) -> EnvSpec:
-    """Where an entry point is text that names the script or a module beside it, put the class itself there."""
+    """Where an entry point is text that names the script or a module beside it, put the class itself there.
+
+    The specs of its additional wrappers take theirs along when they are pickled.
+    """
     with_code = copy.copy(spec)
+    with_code.additional_wrappers = tuple(map(_wrapper_with_code, spec.additional_wrappers))
     with_code.entry_point = _with_code(spec.id, spec.entry_point)
     with_code.vector_entry_point = _with_code(spec.id, spec.vector_entry_point)
-    same = with_code.entry_point is spec.entry_point and with_code.vector_entry_point is spec.vector_entry_point
+    same = all(getattr(with_code, name) is getattr(spec, name) for name in ENTRY_POINTS) and not any(
+        isinstance(one, _WrapperWithCode) for one in with_code.additional_wrappers
+    )
     return spec if same else with_code
 
 
@@ -174,6 +218,41 @@ def _with_code(env_id: str, entry_point: Any) -> Any:
     except Exception as error:
         logger.debug("%s: its entry point can't be loaded on the trainer (%s)", env_id, error)
         return entry_point
+
+
+class _WrapperWithCode(WrapperSpec):
+    """A wrapper's spec that arrives with the wrapper's class. Gymnasium takes no class there, only a name for one."""
+
+    def __reduce__(self) -> Any:
+        return _arrived_wrapper, (self.name, load_env_creator(self.entry_point), self.kwargs)
+
+    def __copy__(self) -> _WrapperWithCode:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _WrapperWithCode:
+        return type(self)(self.name, self.entry_point, copy.deepcopy(self.kwargs, memo))
+
+
+def _wrapper_with_code(wrapper: WrapperSpec) -> WrapperSpec:
+    code = _with_code(wrapper.name, wrapper.entry_point)
+    return (
+        wrapper if code is wrapper.entry_point else _WrapperWithCode(wrapper.name, wrapper.entry_point, wrapper.kwargs)
+    )
+
+
+_arrived: dict[str, Any] = {}  # wrappers' classes by the names under which they are found here
+
+
+def _arrived_wrapper(name: str, wrapper_class: Any, kwargs: Any) -> WrapperSpec:
+    key = f"arrived_{len(_arrived)}"
+    _arrived[key] = wrapper_class
+    return WrapperSpec(name, f"{__name__}:{key}", kwargs)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _arrived:
+        return _arrived[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def lies_beside_the_script(module_name: str) -> bool:
@@ -210,6 +289,9 @@ class MirroredCreator:
         return f"<creator of the trainer's {self._env_id}>"
 
 
+_mirrored: set[str] = set()  # ids that are the trainer's
+
+
 def add_specs(data: bytes, own: frozenset[str]) -> None:
     """Register in an env runner what the trainer mirrored, but never over the simulator's own (`own`).
 
@@ -221,6 +303,7 @@ def add_specs(data: bytes, own: frozenset[str]) -> None:
         for env_id, spec in pickle.loads(data).items():
             if env_id in own:
                 continue
+            _mirrored.add(env_id)
             if spec is None:
                 registry.pop(env_id, None)
                 continue

@@ -12,7 +12,7 @@ from gymnasium.envs import registration
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
-from remoterl.actors.registry import lies_beside_the_script, with_local_code
+from remoterl.actors.registry import lies_beside_the_script, with_local_code, with_own_entry_points
 from remoterl.errors import UnsupportedError
 from remoterl.messages import Semantics
 from remoterl.patches.backend import NO_WINDOWS, backend, building_locally, is_local
@@ -39,7 +39,7 @@ def remote_make(
     id: str | EnvSpec, max_episode_steps: int | None, disable_env_checker: bool | None, kwargs: dict[str, Any]
 ) -> gymnasium.Env:
     """`gymnasium.make`: one environment on an env runner, or here where its arguments can't travel."""
-    if is_local():
+    if is_local() or not isinstance(id, (str, EnvSpec)):  # which Gymnasium refuses
         return local(registration.make)(id, max_episode_steps, disable_env_checker, **kwargs)
     _refuse_human_rendering(kwargs)
     id = imported_here(id)
@@ -47,11 +47,13 @@ def remote_make(
         id, {"max_episode_steps": max_episode_steps, "disable_env_checker": disable_env_checker, **kwargs}
     )
     try:
-        return RemoteEnv(backend().open([factory], Semantics.SINGLE, env_id=_id_of(id)))
+        env = RemoteEnv(backend().open([factory], Semantics.SINGLE, env_id=_id_of(id)))
     except StaysLocal as reason:
         say_local(f"gymnasium.make({_id_of(id)!r})", reason)
         with building_locally():
             return local(registration.make)(id, max_episode_steps, disable_env_checker, **kwargs)
+    env.spec = with_own_entry_points(env.spec, id)
+    return env
 
 
 class MakeEnv:

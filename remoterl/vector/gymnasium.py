@@ -18,12 +18,13 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from gymnasium.vector.async_vector_env import AsyncState
 from gymnasium.vector.utils import batch_differing_spaces, batch_space, create_shared_memory, iterate
 
-from remoterl.errors import SpaceMismatchError, StepTimeoutError
-from remoterl.messages import ARRAY_SPACES, InfoTable, Target, rows_of
+from remoterl.channels.base import Late
+from remoterl.errors import SpaceMismatchError
+from remoterl.messages import ARRAY_SPACES, InfoTable, rows_of
 from remoterl.vector import batches
 from remoterl.vector.core import CLOSE_S, Flight, VectorCore
 from remoterl.vector.lent import Batch
-from remoterl.vector.row_view import RowView
+from remoterl.vector.row_view import Views
 
 
 class _RemoteRows(VectorEnv):
@@ -229,12 +230,16 @@ class RemoteSyncVectorEnv(_RemoteRows, SyncVectorEnv):
 
     def __init__(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
         self._attach(core, arguments)
-        self._views: list[gymnasium.Env] = [RowView(core, row, Target.WRAPPERS) for row in range(self.num_envs)]
+        self._views = Views(core)
 
     @property
-    def envs(self) -> list[gymnasium.Env]:  # type: ignore[override]
+    def envs(self) -> list[gymnasium.Env]:
         """A view of each sub-environment, in which attributes and methods are remote."""
         return self._views
+
+    @envs.setter
+    def envs(self, value: Any) -> None:
+        self._views.refuse()
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self._assert_is_running()
@@ -346,12 +351,12 @@ class RemoteAsyncVectorEnv(_RemoteRows, AsyncVectorEnv):
         flight, self._flight, self._state = self._flight, None, AsyncState.DEFAULT
         try:
             return receive(flight, timeout)
-        except TimeoutError as error:
-            if isinstance(error, StepTimeoutError) or getattr(error, "remote_rows", None) is not None:
-                raise  # the session's limit, or an environment's own error
+        except Late as error:
             raise multiprocessing.TimeoutError(
                 f"The call to `{state.value}_wait` has timed out after {timeout} second(s)."
             ) from error
+        except TimeoutError:  # the session's limit, an environment's own error, or the script's alarm
+            raise
         except Exception as error:
             _log_as_the_local_class_does(error)
             raise

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import gymnasium
 
+from remoterl.errors import UnsupportedError
 from remoterl.messages import Target
 from remoterl.vector.core import VectorCore
 from remoterl.vector.generator import generator_of
 
-_THE_ENVIRONMENTS = frozenset(
-    {"observation_space", "action_space", "metadata", "render_mode", "spec", "_np_random", "_np_random_seed"}
-)
+_SPACES = frozenset({"observation_space", "action_space"})
+_THE_ENVIRONMENTS = frozenset({"metadata", "render_mode", "spec", "_np_random", "_np_random_seed"})
+_OWN = frozenset({"_core", "_row", "_target", "_unwrapped", "_spaces", "_wrapped", "_written"})
 
 
 class RowView(gymnasium.Env):
@@ -22,17 +24,31 @@ class RowView(gymnasium.Env):
         core: the vector env's rows.
         row: which of them.
         target: `WRAPPERS` for the environment with its wrappers, `UNWRAPPED` for the one under them.
+        wrapped: of an unwrapped one, the environment with its wrappers here.
+        written: called with the name and value of what was set.
     """
 
-    def __init__(self, core: VectorCore, row: int, target: Target) -> None:
+    def __init__(
+        self,
+        core: VectorCore,
+        row: int,
+        target: Target,
+        wrapped: gymnasium.Env | None = None,
+        written: Callable[[str, Any], None] = lambda *_: None,
+    ) -> None:
         self._core = core
         self._row = row
         self._target = target
+        self._wrapped = wrapped
+        self._written = written
+        self._spaces: dict[str, Any] = {}  # copies, made once: they draw, and are seeded, here
         # One object for the row's lifetime: scripts tell environments apart by the identity of `unwrapped`.
-        self._unwrapped = None if target is Target.UNWRAPPED else RowView(core, row, Target.UNWRAPPED)
+        unwrapped = target is Target.UNWRAPPED
+        self._unwrapped = None if unwrapped else RowView(core, row, Target.UNWRAPPED, self, self._forget_space)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        return self._call("reset", seed=seed, options=options)
+        given = {"seed": seed, "options": options}  # an environment need not know both
+        return self._call("reset", **{name: value for name, value in given.items() if value is not None})
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         return self._call("step", action)
@@ -48,13 +64,17 @@ class RowView(gymnasium.Env):
         return self._unwrapped or self
 
     def get_wrapper_attr(self, name: str) -> Any:
+        if name == "np_random" or name in _SPACES:
+            return getattr(self, name)
         return self._core.read(name, [self._row], self._target)[0]
 
     def has_wrapper_attr(self, name: str) -> bool:
         return self._call("has_wrapper_attr", name)
 
     def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
-        return self._call("set_wrapper_attr", name, value, force=force)
+        done = self._call("set_wrapper_attr", name, value, force=force)
+        self._forget_space(name)
+        return done
 
     @property
     def np_random_seed(self) -> int:
@@ -76,20 +96,39 @@ class RowView(gymnasium.Env):
     def _write(self, name: str, value: Any) -> None:
         target = Target.UNWRAPPED if self._target is Target.UNWRAPPED else Target.OUTERMOST
         self._core.set_attribute(name, [value], [self._row], target)
+        self._forget_space(name)
+        self._written(name, value)
+
+    def _forget_space(self, name: str, *_: Any) -> None:
+        """It was set, here or in the environment under this one."""
+        self._spaces.pop(name, None)
+        if self._unwrapped is not None:
+            self._unwrapped._spaces.pop(name, None)
+
+    def _space(self, name: str) -> Any:
+        if name not in self._spaces:
+            space = self._core.read(name, [self._row], self._target)[0]
+            shown = None if self._wrapped is None else getattr(self._wrapped, name)
+            # No wrapper has another: locally it is one object, which both draw from.
+            self._spaces[name] = shown if shown == space else space
+        return self._spaces[name]
 
     def __getattribute__(self, name: str) -> Any:
         # The environment's own, not the class attributes of gymnasium.Env.
         if name in _THE_ENVIRONMENTS:
             return self.get_wrapper_attr(name)
+        if name in _SPACES:
+            return self._space(name)
         return super().__getattribute__(name)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "_target" not in self.__dict__:
             raise AttributeError(name)
-        return self.get_wrapper_attr(name)
+        target = Target.UNWRAPPED if self._target is Target.UNWRAPPED else Target.OUTERMOST
+        return self._core.read(name, [self._row], target)[0]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("_core", "_row", "_target", "_unwrapped") or isinstance(getattr(type(self), name, None), property):
+        if name in _OWN or isinstance(getattr(type(self), name, None), property):
             object.__setattr__(self, name, value)
         else:
             self._write(name, value)
@@ -101,3 +140,19 @@ class RowView(gymnasium.Env):
         return f"<row {self._row} of a remote vector env, {self._target.value}>"
 
     __repr__ = __str__
+
+
+class Views(list[gymnasium.Env]):
+    """A vector env's `envs`: a view of each row. Locally they are what steps; here none can take another's place."""
+
+    def __init__(self, core: VectorCore) -> None:
+        super().__init__(RowView(core, row, Target.WRAPPERS) for row in range(core.num_rows))
+
+    def refuse(self, *_: Any) -> NoReturn:
+        """Raise UnsupportedError: what would be put here would not be stepped."""
+        raise UnsupportedError(
+            "The environments of a remote vector env can't be replaced by others: they step on simulators. Wrap them "
+            "in the function that makes each (lambda: Wrapper(gym.make(...)))."
+        )
+
+    __setitem__ = __delitem__ = __iadd__ = append = insert = extend = pop = remove = clear = refuse

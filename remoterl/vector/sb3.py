@@ -24,7 +24,7 @@ from remoterl.errors import RemoteRLError
 from remoterl.messages import Target, rows_of
 from remoterl.vector.core import Flight, VectorCore
 from remoterl.vector.lent import Batch
-from remoterl.vector.row_view import RowView
+from remoterl.vector.row_view import Views
 
 
 class _RemoteRows(VecEnv):
@@ -81,10 +81,12 @@ class _RemoteRows(VecEnv):
         replies = self._core.gather(flight)
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
         observations, rewards, dones, _, all_infos, all_reset_infos = zip(*replies, strict=True)
-        for rows, some_infos, reset_infos in zip(self._core.ranges, all_infos, all_reset_infos, strict=True):
+        for rows, some_dones, some_infos, reset_infos in zip(
+            self._core.ranges, dones, all_infos, all_reset_infos, strict=True
+        ):
             for local_row, info, _ in rows_of(some_infos):
                 infos[rows.start + local_row] = info
-                if self._logs and "episode" in info:
+                if self._logs and some_dones[local_row] and "episode" in info:
                     self._logs[rows.start + local_row].write_row(info["episode"])
             for local_row, info in reset_infos:
                 self.reset_infos[rows.start + local_row] = info
@@ -205,12 +207,16 @@ class RemoteDummyVecEnv(_RemoteRows, DummyVecEnv):
         super().__init__(core, arguments)
         self.keys, _, _ = obs_space_info(self.observation_space)  # raises for nested ones, as locally
         self.metadata = dict(core.opened[0].metadata)
-        self._views: list[gymnasium.Env] = [RowView(core, row, Target.WRAPPERS) for row in range(self.num_envs)]
+        self._views = Views(core)
 
     @property
-    def envs(self) -> list[gymnasium.Env]:  # type: ignore[override]
+    def envs(self) -> list[gymnasium.Env]:
         """A view of each environment, in which attributes and methods are remote."""
         return self._views
+
+    @envs.setter
+    def envs(self, value: Any) -> None:
+        self._views.refuse()
 
 
 class RemoteSubprocVecEnv(_RemoteRows, SubprocVecEnv):

@@ -18,12 +18,11 @@ class RemoteEnv(gymnasium.Env):
     """A `gymnasium.Env` that lives on an env runner, the wrappers of its spec included.
 
     What `reset` and `step` return are the very Python types that the environment made. Attributes are read
-    and set, methods called, in the environment; `unwrapped` is a view of the environment under its wrappers.
+    and set, methods called, in its outermost wrapper; `unwrapped` is a view of the environment under its wrappers.
     """
 
-    _OWN = frozenset(
-        {"observation_space", "action_space", "metadata", "render_mode", "spec", "_core", "_description", "_unwrapped"}
-    )
+    _KEPT = frozenset({"observation_space", "action_space", "metadata", "render_mode", "spec"})
+    _OWN = _KEPT | {"_core", "_description", "_unwrapped"}
 
     def __init__(self, core: VectorCore) -> None:
         self._core = core
@@ -34,7 +33,7 @@ class RemoteEnv(gymnasium.Env):
         self.render_mode = opened.render_modes[0]
         self.spec = opened.spec
         self._description = opened.description
-        self._unwrapped = RowView(core, 0, Target.UNWRAPPED)
+        self._unwrapped = RowView(core, 0, Target.UNWRAPPED, self, self._look_again)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """As `gymnasium.Env.reset`."""
@@ -64,6 +63,8 @@ class RemoteEnv(gymnasium.Env):
 
     def get_wrapper_attr(self, name: str) -> Any:
         """The attribute of the outermost wrapper (or environment) that has it; a method can be called."""
+        if name == "np_random":
+            return self.np_random
         return self.__dict__[name] if name in self.__dict__ else self._read(name, Target.WRAPPERS)
 
     def has_wrapper_attr(self, name: str) -> bool:
@@ -74,7 +75,9 @@ class RemoteEnv(gymnasium.Env):
     def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
         """Set the attribute where it is found."""
         self._assert_is_running()
-        return self._core.call("set_wrapper_attr", (name, value), {"force": force}, call=True)[0]
+        done = self._core.call("set_wrapper_attr", (name, value), {"force": force}, call=True)[0]
+        self._look_again(name, value)
+        return done
 
     @property
     def np_random_seed(self) -> int:
@@ -94,13 +97,20 @@ class RemoteEnv(gymnasium.Env):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "_core" not in self.__dict__:
             raise AttributeError(name)
-        return self._read(name, Target.WRAPPERS)
+        return self._read(name, Target.OUTERMOST)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._OWN or isinstance(getattr(type(self), name, None), property):
             super().__setattr__(name, value)
         else:
             self._write(name, value, Target.OUTERMOST)
+
+    def _look_again(self, name: str, value: Any) -> None:
+        """It was set to this value, in the environment or one of its wrappers: what is kept here follows."""
+        if name in self._KEPT:
+            now = self._read(name, Target.WRAPPERS)
+            self.__dict__[name] = value if now == value else now
+            self._unwrapped._forget_space(name)
 
     def _read(self, name: str, target: Target) -> Any:
         self._assert_is_running()

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import envs
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from processes import Way
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -28,7 +30,7 @@ def test_attributes_of_a_single_env_and_of_its_unwrapped(trainer: Way) -> None:
     base = env.unwrapped
     assert base is env.unwrapped and base.unwrapped is base and isinstance(base, gym.Env)
     base.gravity = 1.5
-    assert (env.gravity, base.gravity, env.get_wrapper_attr("gravity")) == (1.5, 1.5, 1.5)
+    assert (base.gravity, env.get_wrapper_attr("gravity")) == (1.5, 1.5) and not hasattr(env, "gravity")
     env.reset(seed=3)
     base.state = (0.1, 0.2, 0.3, 0.4)
     assert base.state == (0.1, 0.2, 0.3, 0.4)
@@ -332,9 +334,104 @@ def test_an_id_with_its_module_beside_the_script(trainer: Way, tmp_path: Path, m
             env = make("my_arms:Beside-v0")
             assert "Remote" in type(env).__name__ and env.reset()[0].max() == 5
             env.close()
+        for is_imported in (True, False):
+            if not is_imported:
+                del sys.modules["my_arms"], gym.registry["Beside-v0"]
+            vec = SyncVectorEnv([lambda: gym.make("my_arms:Beside-v0")] * 3)
+            assert type(vec).__name__ == "RemoteSyncVectorEnv" and vec.reset()[0].max() == 5
+            vec.close()
     finally:
         gym.registry.pop("Beside-v0", None)
         sys.modules.pop("my_arms", None)
+
+
+class AtMost(gym.RewardWrapper, gym.utils.RecordConstructorArgs):
+    """A wrapper of the script's own, which a spec can name."""
+
+    def __init__(self, env: gym.Env, most: float) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, most=most)
+        super().__init__(env)
+        self.most = most
+
+    def reward(self, reward: Any) -> float:
+        return min(float(reward), self.most)
+
+
+def test_a_spec_makes_it_again(trainer: Way) -> None:
+    wrapped = AtMost(gym.make("CartPole-v1"), 0.25)
+    assert wrapped.spec is not None and wrapped.spec.additional_wrappers[0].entry_point.endswith(":AtMost")
+    again, vec = gym.make(wrapped.spec), gym.make_vec(wrapped.spec, 3, vectorization_mode="sync")
+    assert type(again).__name__ == "RemoteEnv" and type(vec).__name__ == "RemoteSyncVectorEnv"
+    again.reset()
+    vec.reset()
+    assert again.step(0)[1] == 0.25 and vec.step(np.zeros(3, int))[1].tolist() == [0.25] * 3
+    assert again.spec == wrapped.spec
+    for env in (wrapped, again, vec):
+        env.close()
+    unregistered = gym.make(EnvSpec("Mine-v0", entry_point=envs.CountingEnv))
+    assert unregistered.spec is not None and gym.make(unregistered.spec).reset()[0].max() == 5
+    gym.register("Mine-v1", entry_point="envs:CountingEnv", kwargs={})
+    try:
+        named = gym.make("Mine-v1")
+        assert named.spec is not None and named.spec.to_json() == named.spec.from_json(named.spec.to_json()).to_json()
+        assert named.spec.entry_point == "envs:CountingEnv" and gym.make(named.spec).reset()[0].max() == 5
+    finally:
+        del gym.registry["Mine-v1"]
+    with pytest.raises(AssertionError):
+        gym.make(envs.CountingEnv)
+
+
+def test_spaces_draw_on(trainer: Way) -> None:
+    """One object each, as locally; an environment's own is that of its wrappers where none has another."""
+    here = gym.spaces.Discrete(2, seed=3)
+    expected = [here.sample() for _ in range(12)]
+    env, vec = gym.make("CartPole-v1"), gym.make_vec("CartPole-v1", 2, vectorization_mode="sync")
+    assert env.unwrapped.action_space is env.action_space
+    assert vec.envs[1].unwrapped.action_space is vec.envs[1].get_wrapper_attr("action_space")
+    for space in (env.unwrapped.action_space, vec.envs[0].action_space):
+        space.seed(3)
+    assert [env.action_space.sample() for _ in range(12)] == expected
+    assert [vec.envs[0].action_space.sample() for _ in range(12)] == expected
+    assert env.get_wrapper_attr("np_random") is not None
+    env.close()
+    vec.close()
+
+
+def test_what_is_set_is_read(trainer: Way) -> None:
+    env = gym.make("CartPole-v1")
+    larger, other = gym.spaces.Discrete(5), gym.spaces.Box(-1, 1, (4,))
+    env.unwrapped.action_space = larger
+    assert env.action_space is larger and env.unwrapped.action_space == larger
+    assert env.set_wrapper_attr("observation_space", other)
+    assert env.observation_space is other and env.get_wrapper_attr("observation_space") is other
+    env.unwrapped.render_mode = "rgb_array"
+    assert env.render_mode == "rgb_array"
+    env.close()
+    vec = gym.make_vec("CartPole-v1", 2, vectorization_mode="sync")
+    vec.envs[0].unwrapped.action_space = larger
+    assert vec.envs[0].action_space == larger and vec.envs[1].action_space.n == 2
+    for change in (
+        lambda: vec.envs.append(env),
+        lambda: vec.envs.__setitem__(0, env),
+        lambda: setattr(vec, "envs", []),
+    ):
+        with pytest.raises(UnsupportedError, match="Wrap them in the function"):
+            change()
+    vec.close()
+
+
+def test_warnings_are_the_scripts(trainer: Way, monkeypatch: Any) -> None:
+    with pytest.warns(UserWarning, match="latest versioned environment `CartPole-v1`"):
+        gym.make("CartPole").close()
+    with pytest.warns(DeprecationWarning, match="CartPole-v0 is out of date"):
+        SyncVectorEnv([lambda: gym.make("CartPole-v0")] * 2).close()
+    with pytest.warns(DeprecationWarning, match="CartPole-v0 is out of date"):
+        gym.make_vec("CartPole-v0", 2, vectorization_mode="sync").close()
+    with warnings.catch_warnings(), pytest.raises(DeprecationWarning):
+        warnings.simplefilter("error")
+        gym.make("CartPole-v0")
+    monkeypatch.setattr(gym.logger, "min_level", gym.logger.ERROR)
+    gym.make("CartPole-v0").close()  # a warning is an error here
 
 
 class OwnSteps(DummyVecEnv):
@@ -392,4 +489,7 @@ def test_no_registration_of_the_trainers_breaks_another(trainer: Way) -> None:
 
 
 def test_environments_are_not_in_this_process(trainer: Way) -> None:
-    assert gym.make(gym.envs.registration.EnvSpec("Spec-v0", entry_point=envs.CountingEnv)).where()[1] != os.getpid()
+    assert (
+        gym.make(gym.envs.registration.EnvSpec("Spec-v0", entry_point=envs.CountingEnv)).unwrapped.where()[1]
+        != os.getpid()
+    )

@@ -11,6 +11,8 @@ import numpy as np
 class OnlyHereEnv(gym.Env):
     """Stays where it is."""
 
+    metadata = {"render_modes": ["rgb_array"]}
+
     def __init__(self, size: int = 3) -> None:
         self.observation_space = gym.spaces.Box(-1, 1, (size,), np.float32)
         self.action_space = gym.spaces.Discrete(2)
