@@ -23,6 +23,7 @@ from remoterl.cluster.auth import key_environment
 from remoterl.errors import ConfigurationError, RemoteRLError
 
 STATUS_PERIOD_S = 10.0
+LOOK_AGAIN_S = 8.0  # by then, whoever joined at the same time can be seen
 DRAIN_S = 5.0  # env runners end after the step that they are at, mostly
 LEAVE_S = 20.0
 CHILD = (
@@ -162,6 +163,7 @@ def _report_status(report: Any, leaving: threading.Event, own: dict[str, Any], a
     import ray
 
     shown: tuple[int, int, int] | None = None
+    look_again: float | None = time.monotonic() + LOOK_AGAIN_S
     last_steps, last_time = 0, time.monotonic()
     while not leaving.wait(STATUS_PERIOD_S if shown is not None else 1.0):
         try:
@@ -174,6 +176,9 @@ def _report_status(report: Any, leaving: threading.Event, own: dict[str, Any], a
             report(warning=f"The simulator's own actor does not answer ({type(error).__name__}).")
             continue
         now = time.monotonic()
+        if look_again is not None and now >= look_again:
+            look_again = None
+            _refuse_a_taken_name(own, smaller_id=True)
         rate = round((info.steps - last_steps) / (now - last_time))
         last_steps, last_time = info.steps, now
         in_use = units - int(free.get(own["NodeID"], 0))  # RLlib's among them

@@ -242,10 +242,9 @@ class Fleet:
             self._config.channel,
             self._streams,
         )
-        if not self.channels or not up:
-            self.channels = self.channels or in_words
-        elif in_words != self.channels:  # a step waits for the slowest of all
-            logger.warning("Env runners that were started now: %s.", in_words)
+        if self.channels and {channel.name for channel in channels} - {one.channel.name for one in self.runners}:
+            logger.warning("Env runners that were started now: %s.", in_words)  # a step waits for the slowest of all
+        self.channels = self.channels or in_words
         return [
             RunnerLink(
                 channel=channel,
@@ -425,7 +424,8 @@ class Fleet:
         self._give_back()
 
     def abandon(self) -> None:
-        """In a forked child: they are the parent's."""
+        """In a forked child: they are the parent's. Or the hub is gone, and they with it."""
+        self._ended = True
         for runner in self.runners:
             runner.channel.abandon()
         self._let_go_of_memory()

@@ -392,6 +392,8 @@ class Session:
             core.abandon(self._hub_lost)
         for runner in self.runners:
             runner.channel.interrupt()
+        if self._leash is not None:
+            self._leash.stop()
         self.connection.break_off()
 
     def give_up(self, runner: RunnerLink) -> None:

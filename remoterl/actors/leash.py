@@ -65,13 +65,12 @@ class Leash:
     def _beat(self) -> None:
         import ray
 
-        while not self._stopped.wait(BEAT_S):
-            with self._beating:
-                if self._stopped.is_set() or probe.note(self._hub, self._api_key, self._key, b"1"):
-                    continue
+        while not self._stopped.wait(BEAT_S) and ray.is_initialized():
             try:
-                if ray.is_initialized():
-                    self._actor.beat.remote()
+                with self._beating:
+                    if self._stopped.is_set() or probe.note(self._hub, self._api_key, self._key, b"1"):
+                        continue
+                self._actor.beat.remote()
             except Exception as error:  # Ray Client is coming back, or never will
                 logger.debug("no beat: %s", error)
 

@@ -271,12 +271,12 @@ class Streams:
         A peer that is itself stuck with a reply to us reads nothing until we take it.
 
         Returns:
-            False where it has not taken all of it within `send_timeout_s`.
+            False where it has not taken all of it within `send_timeout_s`. True also where it was lost meanwhile.
 
         Raises:
             OSError: the other end is gone.
         """
-        return self._run(channel.frames.flush, self.send_timeout_s, (), channel)
+        return self._run(lambda: channel.lost or channel.frames.flush(), self.send_timeout_s, (), channel)
 
     def _run(
         self,

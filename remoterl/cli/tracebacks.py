@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import typer
 
+from remoterl.errors import RemoteRLError
+
 
 @contextmanager
 def shown(*kinds: type[BaseException]) -> Iterator[None]:
@@ -15,7 +17,8 @@ def shown(*kinds: type[BaseException]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not isinstance(error, (EOFError, OSError, *kinds)):
+        is_typers = isinstance(error, (EOFError, OSError)) and not isinstance(error, RemoteRLError)
+        if not is_typers and not isinstance(error, kinds):
             raise
         sys.excepthook(type(error), error, error.__traceback__)
         raise typer.Exit(1) from None

@@ -84,22 +84,22 @@ def note(address: Address, api_key: str | None, key: bytes, value: bytes | None)
     """Put a value (None: nothing) into the hub's own key-value store, beside Ray Client's connection.
 
     Returns:
-        False where Ray Client's port did not take it.
+        False where Ray Client's port did not take it, or can't be asked.
     """
     import grpc
     from ray.core.generated import ray_client_pb2 as client
     from ray.core.generated import ray_client_pb2_grpc as client_grpc
 
     options = _options_of_nobody(_metadata(api_key), NOTE_S)
-    with _open_channel(address.target) as channel:
-        stub = client_grpc.RayletDriverStub(channel)
-        try:
+    try:
+        with _open_channel(address.target) as channel:
+            stub = client_grpc.RayletDriverStub(channel)
             if value is None:
                 stub.KVDel(client.KVDelRequest(key=key), **options)
             else:
                 stub.KVPut(client.KVPutRequest(key=key, value=value, overwrite=True), **options)
-        except grpc.RpcError:
-            return False
+    except (grpc.RpcError, ConfigurationError):  # of TLS's files, which may be gone by now
+        return False
     return True
 
 

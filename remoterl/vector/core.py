@@ -699,7 +699,7 @@ def warn_again(warned: Sequence[m.Warned]) -> None:
     for one in warned:
         if gymnasium.logger.min_level > gymnasium.logger.WARN and GYMNASIUMS in one.text:
             continue
-        warnings.warn_explicit(one.text, one.category, one.filename, one.lineno, one.module or None, _warned)
+        warnings.warn_explicit(one.text, one.category, one.filename, one.lineno, one.module or "<unknown>", _warned)
 
 
 _warned: dict[Any, Any] = {}  # what Python's filters know of them

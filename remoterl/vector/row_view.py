@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -25,7 +26,7 @@ class RowView(gymnasium.Env):
         row: which of them.
         target: `WRAPPERS` for the environment with its wrappers, `UNWRAPPED` for the one under them.
         wrapped: of an unwrapped one, the environment with its wrappers here.
-        written: called with the name and value of what was set.
+        written: a method of that, called with the name and value of what was set.
     """
 
     def __init__(
@@ -34,13 +35,14 @@ class RowView(gymnasium.Env):
         row: int,
         target: Target,
         wrapped: gymnasium.Env | None = None,
-        written: Callable[[str, Any], None] = lambda *_: None,
+        written: Callable[[str, Any], None] | None = None,
     ) -> None:
         self._core = core
         self._row = row
         self._target = target
-        self._wrapped = wrapped
-        self._written = written
+        # Weak: a cycle would keep an environment that nobody holds any more, and its row, until it is collected.
+        self._wrapped = None if wrapped is None else weakref.ref(wrapped)
+        self._written = None if written is None else weakref.WeakMethod(written)
         self._spaces: dict[str, Any] = {}  # copies, made once: they draw, and are seeded, here
         # One object for the row's lifetime: scripts tell environments apart by the identity of `unwrapped`.
         unwrapped = target is Target.UNWRAPPED
@@ -97,7 +99,8 @@ class RowView(gymnasium.Env):
         target = Target.UNWRAPPED if self._target is Target.UNWRAPPED else Target.OUTERMOST
         self._core.set_attribute(name, [value], [self._row], target)
         self._forget_space(name)
-        self._written(name, value)
+        if self._written is not None and (written := self._written()) is not None:
+            written(name, value)
 
     def _forget_space(self, name: str, *_: Any) -> None:
         """It was set, here or in the environment under this one."""
@@ -108,7 +111,8 @@ class RowView(gymnasium.Env):
     def _space(self, name: str) -> Any:
         if name not in self._spaces:
             space = self._core.read(name, [self._row], self._target)[0]
-            shown = None if self._wrapped is None else getattr(self._wrapped, name)
+            wrapped = None if self._wrapped is None else self._wrapped()
+            shown = None if wrapped is None else getattr(wrapped, name)
             # No wrapper has another: locally it is one object, which both draw from.
             self._spaces[name] = shown if shown == space else space
         return self._spaces[name]
