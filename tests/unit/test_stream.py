@@ -497,6 +497,17 @@ def test_who_reads_nothing_for_long_is_not_gone(server: Server, monkeypatch) -> 
     assert channel.receive(large, 20).results[0].size == 20_000_000 and not channel.lost
 
 
+def test_a_sender_hears_that_the_peer_vanished(server: Server, monkeypatch) -> None:
+    channel = server.open()
+    open_rows(channel, 0, EchoEnv)
+    step = channel.send(m.StepRows(0, np.array([99, 99])))  # for a second
+    monkeypatch.setattr(stream, "LOOK_S", 0.05)
+    monkeypatch.setattr(stream, "_silent_s", lambda _: 60.0)
+    for answer in (lambda: channel.send(m.StepRows(0, np.zeros(20_000_000))), lambda: channel.receive(step, 20)):
+        with pytest.raises(EnvRunnerLostError, match="closed|does not answer"):
+            answer()
+
+
 def test_a_handler_steps_in_the_middle_of_what_tls_reads(certificates, server: Server) -> None:
     with environment(certificates["ours"]):
         channel = server.open()
