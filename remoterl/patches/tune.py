@@ -105,7 +105,7 @@ def _run(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(run_or_experiment, **kwargs)
         if isinstance(run_or_experiment, list):
             prepared = [_prepare(one, kwargs) for one in run_or_experiment]
-            kwargs = prepared[0][1] if prepared else kwargs
+            kwargs = next((theirs for _, theirs in prepared if theirs is not kwargs), kwargs)
             run_or_experiment = [one for one, _ in prepared]
         else:
             run_or_experiment, kwargs = _prepare(run_or_experiment, kwargs)

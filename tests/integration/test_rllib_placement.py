@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import rllib_envs
 from processes import wait_until
@@ -232,7 +233,23 @@ def test_a_dict_its_own_resources_and_its_connectors(rllib_session: str, node_na
         local_env_runner=False,
     )
     assert node_names(nodes) == node_names(where(algo)) and on_simulators(node_names(nodes), 1)
+    check_nothing_stays_referenced(algo)
     algo.stop()
+
+
+def check_nothing_stays_referenced(algo: Any) -> None:
+    """What a function that is sent refers to goes with it: the old API stack sends each iteration's weights so."""
+    import ray
+
+    weights = ray.put(np.zeros(100_000))
+    held = weights.hex()
+    assert algo.env_runner_group.foreach_env_runner(
+        lambda _, weights=weights: ray.get(weights).size, local_env_runner=False
+    ) == [100_000]
+    counts = ray._private.worker.global_worker.core_worker.get_all_reference_counts
+    assert held in counts()
+    del weights
+    wait_until(lambda: held not in counts(), what="nobody holds it")
 
 
 @in_cluster_only
