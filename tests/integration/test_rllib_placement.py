@@ -242,7 +242,7 @@ def check_nothing_stays_referenced(algo: Any) -> None:
     import ray
 
     weights = ray.put(np.zeros(100_000))
-    held = weights.hex()
+    held = weights.hex().encode()
     assert algo.env_runner_group.foreach_env_runner(
         lambda _, weights=weights: ray.get(weights).size, local_env_runner=False
     ) == [100_000]
