@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -136,19 +137,16 @@ def start(options: Sequence[str]) -> RunningHub:
             start_new_session=True,
         )
     deadline = time.monotonic() + START_TIMEOUT_S
-    hub, ended = None, False
-    try:
-        while not ended and time.monotonic() < deadline:
+    with ExitStack() as ending:  # where it is late, or this is interrupted
+        ending.callback(process.wait)
+        ending.callback(process.terminate)
+        while process.poll() is None and time.monotonic() < deadline:
             hub = running()
             if hub is not None and hub.pid == process.pid:
+                ending.pop_all()
                 return hub
-            hub = None
             time.sleep(0.1)
-            ended = process.poll() is not None
-    finally:
-        if hub is None and process.poll() is None:  # too late, or interrupted
-            process.terminate()
-            process.wait()
+        ended = process.poll() is not None
     said = log.read_text(errors="replace").strip() or "(nothing)"
     if not ended:
         raise RemoteRLError(f"The hub was not up after {START_TIMEOUT_S:.0f} s, and is ended. It said:\n{said}")

@@ -148,10 +148,11 @@ def with_own_entry_points(spec: EnvSpec | None, asked: str | EnvSpec) -> EnvSpec
     """On the trainer: a spec that came back, with the entry points of its own in place of what stands for them."""
     for name in ENTRY_POINTS:
         there = getattr(spec, name, None)
-        if spec is not None and isinstance(there, RegisteredEntryPoint):
-            own = registry.get(spec.id) if there.is_trainers else None
-            own = asked if isinstance(asked, EnvSpec) else own
-            setattr(spec, name, there if own is None else getattr(own, name))
+        if isinstance(there, RegisteredEntryPoint):
+            registered = registry.get(there.env_id) if there.is_trainers else None
+            own = asked if isinstance(asked, EnvSpec) else registered
+            if own is not None:
+                setattr(spec, name, getattr(own, name))
     return spec
 
 
@@ -197,14 +198,15 @@ def with_local_code(spec: EnvSpec) -> EnvSpec:
 
     The specs of its additional wrappers take theirs along when they are pickled.
     """
+    code = {name: _with_code(spec.id, getattr(spec, name)) for name in ENTRY_POINTS}
+    wrappers = tuple(map(_wrapper_with_code, spec.additional_wrappers))
+    before = [*(getattr(spec, name) for name in ENTRY_POINTS), *spec.additional_wrappers]
+    if all(new is old for new, old in zip([*code.values(), *wrappers], before, strict=True)):
+        return spec
     with_code = copy.copy(spec)
-    with_code.additional_wrappers = tuple(map(_wrapper_with_code, spec.additional_wrappers))
-    with_code.entry_point = _with_code(spec.id, spec.entry_point)
-    with_code.vector_entry_point = _with_code(spec.id, spec.vector_entry_point)
-    same = all(getattr(with_code, name) is getattr(spec, name) for name in ENTRY_POINTS) and not any(
-        isinstance(one, _WrapperWithCode) for one in with_code.additional_wrappers
-    )
-    return spec if same else with_code
+    for name, value in {**code, "additional_wrappers": wrappers}.items():
+        setattr(with_code, name, value)
+    return with_code
 
 
 def _with_code(env_id: str, entry_point: Any) -> Any:
@@ -234,10 +236,9 @@ class _WrapperWithCode(WrapperSpec):
 
 
 def _wrapper_with_code(wrapper: WrapperSpec) -> WrapperSpec:
-    code = _with_code(wrapper.name, wrapper.entry_point)
-    return (
-        wrapper if code is wrapper.entry_point else _WrapperWithCode(wrapper.name, wrapper.entry_point, wrapper.kwargs)
-    )
+    if _with_code(wrapper.name, wrapper.entry_point) is wrapper.entry_point:
+        return wrapper
+    return _WrapperWithCode(wrapper.name, wrapper.entry_point, wrapper.kwargs)
 
 
 _arrived: dict[str, Any] = {}  # wrappers' classes by the names under which they are found here

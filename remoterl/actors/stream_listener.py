@@ -105,9 +105,8 @@ class StreamListener:
                 room.acquire()
             with self._accepting:
                 unproven.append(connected)
-            proving = threading.Thread(target=self._prove, args=(connected, index), name="stream-handshake")
-            proving.daemon = True
-            proving.start()
+            arguments = (connected, index)
+            threading.Thread(target=self._prove, args=arguments, name="stream-handshake", daemon=True).start()
         self.close()
         self._sockets[index].close()
 
@@ -128,7 +127,7 @@ class StreamListener:
                 connected.take_memory()
             self._accepted.put(connected)
             self.close()
-        except (handshake.HandshakeError, OSError, ValueError) as error:  # ssl's are OSErrors; ValueError: it was woken
+        except (handshake.HandshakeError, OSError) as error:  # ssl's are OSErrors
             logger.debug("a connection was turned away: %s", error)
             connected.close()
             if self._taken:  # he left before he could be told, or another was faster: nobody else is waited for

@@ -17,7 +17,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, TypeGuard, cast, overload
+from typing import Any, TypeGuard, cast
 
 from remoterl.channels import handshake, tls
 from remoterl.channels.base import Channel
@@ -540,12 +540,6 @@ def _close_all(*closable: Any) -> None:
         one.close()
 
 
-@overload
-def _remaining(deadline: float) -> float: ...
-@overload
-def _remaining(deadline: None) -> None: ...
-@overload
-def _remaining(deadline: float | None) -> float | None: ...
 def _remaining(deadline: float | None) -> float | None:
     return None if deadline is None else min(max(0.0, deadline - time.monotonic()), LONGEST_WAIT_S)
 

@@ -15,7 +15,7 @@ from remoterl.vector.generator import generator_of
 
 _SPACES = frozenset({"observation_space", "action_space"})
 _THE_ENVIRONMENTS = frozenset({"metadata", "render_mode", "spec", "_np_random", "_np_random_seed"})
-_OWN = frozenset({"_core", "_row", "_target", "_unwrapped", "_spaces", "_wrapped", "_written"})
+_OWN = frozenset({"_core", "_row", "_target", "_unwrapped", "_spaces", "_wrapped"})
 
 
 class RowView(gymnasium.Env):
@@ -25,28 +25,18 @@ class RowView(gymnasium.Env):
         core: the vector env's rows.
         row: which of them.
         target: `WRAPPERS` for the environment with its wrappers, `UNWRAPPED` for the one under them.
-        wrapped: of an unwrapped one, the environment with its wrappers here.
-        written: a method of that, called with the name and value of what was set.
+        wrapped: of an unwrapped one, the environment with its wrappers here; its `_was_set` hears of what is set.
     """
 
-    def __init__(
-        self,
-        core: VectorCore,
-        row: int,
-        target: Target,
-        wrapped: gymnasium.Env | None = None,
-        written: Callable[[str, Any], None] | None = None,
-    ) -> None:
+    def __init__(self, core: VectorCore, row: int, target: Target, wrapped: gymnasium.Env | None = None) -> None:
         self._core = core
         self._row = row
         self._target = target
         # Weak: a cycle would keep an environment that nobody holds any more, and its row, until it is collected.
-        self._wrapped = None if wrapped is None else weakref.ref(wrapped)
-        self._written = None if written is None else weakref.WeakMethod(written)
+        self._wrapped: Callable[[], Any] = (lambda: None) if wrapped is None else weakref.ref(wrapped)
         self._spaces: dict[str, Any] = {}  # copies, made once: they draw, and are seeded, here
         # One object for the row's lifetime: scripts tell environments apart by the identity of `unwrapped`.
-        unwrapped = target is Target.UNWRAPPED
-        self._unwrapped = None if unwrapped else RowView(core, row, Target.UNWRAPPED, self, self._forget_space)
+        self._unwrapped = None if target is Target.UNWRAPPED else RowView(core, row, Target.UNWRAPPED, self)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         given = {"seed": seed, "options": options}  # an environment need not know both
@@ -75,7 +65,7 @@ class RowView(gymnasium.Env):
 
     def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
         done = self._call("set_wrapper_attr", name, value, force=force)
-        self._forget_space(name)
+        self._was_set(name, value)
         return done
 
     @property
@@ -91,28 +81,29 @@ class RowView(gymnasium.Env):
         self._write("np_random", value)
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        # The outermost wrapper's own method, not the first that any wrapper below defines differently.
-        target = Target.UNWRAPPED if self._target is Target.UNWRAPPED else Target.OUTERMOST
-        return self._core.call(name, args, kwargs, True, [self._row], target)[0]
+        return self._core.call(name, args, kwargs, True, [self._row], self._own)[0]
 
     def _write(self, name: str, value: Any) -> None:
-        target = Target.UNWRAPPED if self._target is Target.UNWRAPPED else Target.OUTERMOST
-        self._core.set_attribute(name, [value], [self._row], target)
-        self._forget_space(name)
-        if self._written is not None and (written := self._written()) is not None:
-            written(name, value)
+        self._core.set_attribute(name, [value], [self._row], self._own)
+        self._was_set(name, value)
+        if (wrapped := self._wrapped()) is not None:
+            wrapped._was_set(name, value)
 
-    def _forget_space(self, name: str, *_: Any) -> None:
-        """It was set, here or in the environment under this one."""
+    def _was_set(self, name: str, _: Any) -> None:
+        """Here, or in the environment under this one: what is kept of it is read anew."""
         self._spaces.pop(name, None)
         if self._unwrapped is not None:
             self._unwrapped._spaces.pop(name, None)
 
+    @property
+    def _own(self) -> Target:
+        """The outermost wrapper's own, not the first that any wrapper below defines differently."""
+        return Target.UNWRAPPED if self._target is Target.UNWRAPPED else Target.OUTERMOST
+
     def _space(self, name: str) -> Any:
         if name not in self._spaces:
             space = self._core.read(name, [self._row], self._target)[0]
-            wrapped = None if self._wrapped is None else self._wrapped()
-            shown = None if wrapped is None else getattr(wrapped, name)
+            shown = getattr(self._wrapped(), name, None)
             # No wrapper has another: locally it is one object, which both draw from.
             self._spaces[name] = shown if shown == space else space
         return self._spaces[name]
@@ -128,8 +119,7 @@ class RowView(gymnasium.Env):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "_target" not in self.__dict__:
             raise AttributeError(name)
-        target = Target.UNWRAPPED if self._target is Target.UNWRAPPED else Target.OUTERMOST
-        return self._core.read(name, [self._row], target)[0]
+        return self._core.read(name, [self._row], self._own)[0]
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _OWN or isinstance(getattr(type(self), name, None), property):

@@ -33,7 +33,7 @@ class RemoteEnv(gymnasium.Env):
         self.render_mode = opened.render_modes[0]
         self.spec = opened.spec
         self._description = opened.description
-        self._unwrapped = RowView(core, 0, Target.UNWRAPPED, self, self._look_again)
+        self._unwrapped = RowView(core, 0, Target.UNWRAPPED, self)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """As `gymnasium.Env.reset`."""
@@ -76,7 +76,7 @@ class RemoteEnv(gymnasium.Env):
         """Set the attribute where it is found."""
         self._assert_is_running()
         done = self._core.call("set_wrapper_attr", (name, value), {"force": force}, call=True)[0]
-        self._look_again(name, value)
+        self._was_set(name, value)
         return done
 
     @property
@@ -105,12 +105,12 @@ class RemoteEnv(gymnasium.Env):
         else:
             self._write(name, value, Target.OUTERMOST)
 
-    def _look_again(self, name: str, value: Any) -> None:
+    def _was_set(self, name: str, value: Any) -> None:
         """It was set to this value, in the environment or one of its wrappers: what is kept here follows."""
         if name in self._KEPT:
             now = self._read(name, Target.WRAPPERS)
             self.__dict__[name] = value if now == value else now
-            self._unwrapped._forget_space(name)
+            self._unwrapped._was_set(name, value)
 
     def _read(self, name: str, target: Target) -> Any:
         self._assert_is_running()
