@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import random
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from remoterl.errors import CapacityError, ConfigurationError, RemoteRLError, Ve
 
 RETRY_PERIOD_S = 0.5
 PROGRESS_PERIOD_S = 10.0
+STALLED_S = 120.0  # after which units that wait for others are given back: another trainer may wait for them
 ALL_THERE = "local.cluster.node"  # `ray up` on machines that are there has started all it has
 RESERVATIONS = "reservations"  # the actor's name, in the namespace `remoterl`
 
@@ -114,16 +116,20 @@ def release(reservation_id: str) -> bool:
 class Grant:
     """Units that are this trainer's alone, by placement groups.
 
-    `bundles`: of each unit, its group and the number of its bundle there. `nodes`: of each unit, where it is.
+    `bundles`: of each unit, its group and the number of its bundle there. `nodes`: of each unit, where it is; empty
+    while Ray looks for another place for it. `labels`: the selector that was reserved by.
     """
 
     bundles: tuple[tuple[Any, int], ...]
     nodes: tuple[str, ...]
     reservation: str | None = None
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     _handed_out: set[int] = dataclasses.field(default_factory=set)
 
     @classmethod
-    def of(cls, groups: Sequence[Any], reservation: str | None = None) -> Grant:
+    def of(
+        cls, groups: Sequence[Any], reservation: str | None = None, labels: Mapping[str, str] | None = None
+    ) -> Grant:
         """All units of these groups, where they are now."""
         from ray.util.placement_group import placement_group_table
 
@@ -133,7 +139,7 @@ class Grant:
             places = table[group.id.hex()]["bundles_to_node_id"]
             bundles += [(group, bundle) for bundle in sorted(places)]
             nodes += [places[bundle] for bundle in sorted(places)]
-        return cls(tuple(bundles), tuple(nodes), reservation)
+        return cls(tuple(bundles), tuple(nodes), reservation, labels or {})
 
     def free_units(self) -> list[int]:
         """Those that no actor is in, as Ray's scheduler sees them."""
@@ -162,6 +168,26 @@ class Grant:
         group, bundle = self.bundles[unit]
         return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
 
+    def node_of(self, strategy: Any) -> str | None:
+        """Where the unit of this strategy is; None while it is nowhere, and for a unit that is not among these."""
+        unit = self._unit_of(strategy)
+        return None if unit is None else self.nodes[unit] or None
+
+    def without(self, strategy: Any) -> Grant:
+        """Let the group of this strategy's unit go, which holds no other."""
+        unit = self._unit_of(strategy)
+        if unit is None:
+            return self
+        remove_group(self.bundles[unit][0])
+        bundles, nodes = list(self.bundles), list(self.nodes)
+        del bundles[unit], nodes[unit]
+        return dataclasses.replace(self, bundles=tuple(bundles), nodes=tuple(nodes), _handed_out=set())
+
+    def _unit_of(self, strategy: Any) -> int | None:
+        wanted = strategy.placement_group.id, strategy.placement_group_bundle_index
+        units = (unit for unit, (group, bundle) in enumerate(self.bundles) if (group.id, bundle) == wanted)
+        return next(units, None)
+
     def _groups(self) -> list[Any]:
         return list({group.id: group for group, _ in self.bundles}.values())
 
@@ -184,32 +210,41 @@ def take(reservation: str) -> Grant:
     """
     import ray
 
-    group = ray.get(_keeper().take.remote(reservation, ray.get_runtime_context().get_job_id()))
-    if isinstance(group, str):
-        raise CapacityError(f"The reservation {reservation} can't be used: {group}. Reserve again (remoterl.reserve).")
-    return Grant.of([group], reservation)
+    taken = ray.get(_keeper().take.remote(reservation, ray.get_runtime_context().get_job_id()))
+    if isinstance(taken, str):
+        raise CapacityError(f"The reservation {reservation} can't be used: {taken}. Reserve again (remoterl.reserve).")
+    group, labels = taken
+    return Grant.of([group], reservation, labels)
 
 
-def wait_for_autoscaler(num_env_runners: int, labels: Mapping[str, str], deadline: float) -> Grant | None:
+def wait_for_autoscaler(
+    num_env_runners: int, labels: Mapping[str, str], deadline: float, stalled_s: float = math.inf
+) -> Grant | None:
     """Ask Ray for all these units, which makes its autoscaler start what is missing, and wait for them.
 
     A placement group each: Ray's autoscaler starts nothing for a group that is more than it may ever start.
 
     Returns:
-        Those that are there at `deadline`, None where none is; nothing more is asked for then.
+        Those that are there at `deadline`, None where none is; nothing more is asked for then. None as well where for
+        `stalled_s` nothing came: all are given back.
     """
     pending = [make_group(1, labels) for _ in range(num_env_runners)]
     there: list[Any] = []
-    started = last = time.monotonic()
+    started = last = came = time.monotonic()
     at_most = f", {deadline - started:.0f} s at most" if math.isfinite(deadline) else ""
     shown = ""
     try:
         while True:
             created = _created()
-            there += [group for group in pending if group.id.hex() in created]
+            new = [group for group in pending if group.id.hex() in created]
             pending = [group for group in pending if group.id.hex() not in created]
+            there += new
             now = time.monotonic()
+            came = now if new else came
             if not pending or now >= deadline:
+                break
+            if now - came >= stalled_s:
+                pending, there = pending + there, []
                 break
             nodes = len(directory.simulator_nodes(labels))
             progress = f"{len(there)} on {nodes} simulators so far; {_autoscalers_progress()}"
@@ -365,7 +400,7 @@ def require(
         if not quiet and is_autoscaling():
             logger.info("%s: %s. The autoscaler starts what is missing.", what, missing)
             if units := int(needs.get(directory.RESOURCE, 0)):
-                cast(Grant, wait_for_autoscaler(units, labels or {}, math.inf)).give_back()
+                _wait_without_end(units, labels or {})
             return
         if time.monotonic() >= deadline:
             raise CapacityError(
@@ -377,6 +412,21 @@ def require(
             waiting = True
             logger.info("%s: %s. Waiting up to %.0f s ...", what, missing, timeout_s)
         time.sleep(RETRY_PERIOD_S)
+
+
+def _wait_without_end(units: int, labels: Mapping[str, str]) -> None:
+    """Until so many units were free at once; two trainers that hold what the other lacks let each other through."""
+    while True:
+        patience_s = random.uniform(1.0, 1.5) * STALLED_S
+        if grant := wait_for_autoscaler(units, labels, math.inf, patience_s):
+            grant.give_back()
+            return
+        logger.info(
+            "No unit came for %.0f s: those that are there are free for others for a moment, then all %d are asked for "
+            "again.",
+            patience_s, units,
+        )  # fmt: skip
+        time.sleep(random.uniform(0.5, 1.0) * PROGRESS_PERIOD_S)
 
 
 def _require_granted(wanted: int, grant: Grant, what: str, deadline: float) -> None:

@@ -53,6 +53,7 @@ class Fleet:
         self._actors: list[Any] = []
         self._streams: Streams | None = None
         self._last_failure = ""  # of an env runner that did not come up
+        self._autoscaler_was_late = False
         self._told_differ: set[str] = set()  # simulators
         self._ended = False
         self._lock = threading.RLock()
@@ -102,14 +103,19 @@ class Fleet:
         while True:
             simulators = directory.find_simulators(deadline, labels=labels)
             free = capacity.free_units(simulators, deadline)
-            if not waited and sum(free.values()) < wanted and capacity.is_autoscaling():
+            if not waited and not self.runners and sum(free.values()) < wanted and capacity.is_autoscaling():
                 grant = capacity.wait_for_autoscaler(wanted, labels, deadline)
                 if grant is not None:
                     return self._create_granted(grant, deadline) and self._say_whether_fewer(wanted)
-            if places := _spread(simulators, free, wanted):
-                self.runners += self._create(places, deadline)
-            if self.runners or time.monotonic() + RETRY_PERIOD_S >= deadline:
+                self._autoscaler_was_late = True
+            places = _spread(simulators, free, wanted - len(self.runners))
+            came_up = self._create(places, deadline) if places else []
+            self.runners += came_up
+            is_over = time.monotonic() + RETRY_PERIOD_S >= deadline
+            if is_over or len(self.runners) == wanted or (self.runners and not came_up):
                 break
+            if self.runners:  # another trainer was faster where the rest was to be
+                continue
             if not waited:
                 waited = True
                 logger.info("Waiting for a simulator with a free env runner ...")
@@ -160,6 +166,12 @@ class Fleet:
                 "too slowly, or not at all. Look at the simulators' output, and give init() a longer timeout_s.",
                 free,
                 len(simulators),
+            )
+        elif self._autoscaler_was_late:
+            logger.error(
+                "The autoscaler has started no simulator%s in time; give init() a timeout_s of the minutes that a "
+                "machine takes to start. `remoterl doctor` looks at the cluster.",
+                f" with {dict(labels)}" if labels else "",
             )
         elif simulators:
             logger.error(
@@ -217,10 +229,12 @@ class Fleet:
         up: list[tuple[_Started, m.EnvRunnerInfo]] = []
         asked = [one.actor.ready.remote() for one in started]
         up_by = max(deadline, time.monotonic() + ENV_RUNNER_START_S)
+        _, late = ray.wait(asked, num_returns=len(asked), timeout=ENV_RUNNER_START_S)
+        outrun = self._outrun([one for one, ready in zip(started, asked, strict=True) if ready in late])
         for one, ready in zip(started, asked, strict=True):
             name = one.simulator.name
             try:
-                info = ray.get(ready, timeout=max(0.1, up_by - time.monotonic()))
+                info = ray.get(ready, timeout=0.1 if one in outrun else max(0.1, up_by - time.monotonic()))
             except ray.exceptions.RayError as error:
                 # Another trainer was faster, the simulator is leaving, or its worker can't start.
                 logger.debug("an env runner on %s did not come up: %s", name, error)
@@ -258,6 +272,18 @@ class Fleet:
             )
             for (one, info), channel in zip(up, channels, strict=True)
         ]
+
+    def _outrun(self, late: Sequence[_Started]) -> list[_Started]:
+        """Those that wait for a unit that another trainer took, by all signs, while there are others elsewhere.
+
+        Ray queues an env runner where its unit was taken between our look and its start, for as long as that takes.
+        """
+        if not late:
+            return []
+        deadline = time.monotonic() + PING_S
+        free = capacity.free_units(directory.find_simulators(deadline, labels=self._config.labels), deadline)
+        on_full = [one for one in late if one.strategy is None and free.get(one.simulator.node_id, 0) < 1]
+        return on_full if any(free.values()) else []
 
     def _say_whether_gymnasium_differs(self, simulator: directory.SimulatorHandle) -> None:
         theirs = simulator.info.versions.gymnasium
@@ -312,6 +338,8 @@ class Fleet:
                 ) from error
             for one, new in zip(batch, found, strict=False):
                 self._put_in_place(one, new)
+                if new.strategy != one.strategy:  # it runs elsewhere
+                    self._let_go_of_unit(one)
                 logger.warning(
                     "The env runner on %s is lost; its rows go on at %s, after %.1f s. Their episodes are over.%s",
                     one.place,
@@ -353,8 +381,11 @@ class Fleet:
         unit_is_back_by = min(time.monotonic() + UNIT_BACK_S, deadline - 2 * RETRY_PERIOD_S)
         while not self._ended:
             ping_by = min(deadline, time.monotonic() + PING_S)
-            simulators = directory.find_simulators(ping_by, labels=self._config.labels)
-            places = _places(batch, simulators, capacity.free_units(simulators, ping_by))
+            if self._grant is not None:
+                self._grant = self._grant.looked_at_again()
+            labels = self._config.labels if self.reserved is None else self.reserved.labels
+            simulators = directory.find_simulators(ping_by, labels=labels, refuse_others=False)
+            places = _places(batch, simulators, capacity.free_units(simulators, ping_by), self._grant)
             up = self._create(places, min(deadline, time.monotonic() + ENV_RUNNER_START_S)) if places else []
             up.sort(key=can_make, reverse=True)
             if up and can_make(up[0]):
@@ -405,6 +436,12 @@ class Fleet:
         if runner in self.runners:
             self.runners.remove(runner)
         self.give_up(runner)
+        self._let_go_of_unit(runner)
+
+    def _let_go_of_unit(self, runner: RunnerLink) -> None:
+        """What the autoscaler gave for this env runner is free for others again; a reservation stays whole."""
+        if self._grant is not None and self._grant.reservation is None and runner.strategy is not None:
+            self._grant = self._grant.without(runner.strategy)
 
     def give_up(self, runner: RunnerLink) -> None:
         """End one env runner, stuck as it may be; to whoever has rows there, it is lost."""
@@ -481,14 +518,21 @@ def _spread(
 
 
 def _places(
-    batch: Sequence[RunnerLink], simulators: Sequence[directory.SimulatorHandle], free: Mapping[str, int]
+    batch: Sequence[RunnerLink],
+    simulators: Sequence[directory.SimulatorHandle],
+    free: Mapping[str, int],
+    grant: capacity.Grant | None,
 ) -> list[tuple[directory.SimulatorHandle, Any]]:
-    """Where to start an env runner for each lost one, as `_create` takes it: its own simulator if that has a unit."""
+    """Where to start an env runner for each lost one, as `_create` takes it: its own simulator if that has a unit.
+
+    In the unit that was granted for it, if that is where somebody answers: Ray moves it when its simulator is gone.
+    """
     free = dict(free)
     places: list[tuple[directory.SimulatorHandle, Any]] = []
     for lost in batch:
-        own = [one for one in simulators if one.node_id == lost.node_id]
-        if own and lost.strategy is not None and not own[0].info.draining:  # its unit was granted, and is still ours
+        granted = grant.node_of(lost.strategy) if grant is not None and lost.strategy is not None else None
+        own = [one for one in simulators if one.node_id == granted and not one.info.draining]
+        if own:
             places.append((own[0], lost.strategy))
             continue
         with_units = [one for one in simulators if free.get(one.node_id, 0) >= 1]

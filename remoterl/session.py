@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any
@@ -83,6 +83,7 @@ class Session:
         self._undo = UndoLog()
         self._waiting_for_imports: list[AfterImport] = []
         self._at_end: list[Callable[[], None]] = []
+        self._disconnected: list[Callable[[], None]] = []
         self._cores: weakref.WeakSet[VectorCore] = weakref.WeakSet()
         self._garbage: SimpleQueue[Any] = SimpleQueue()
         self._closed = False
@@ -90,6 +91,8 @@ class Session:
         self._leash: Leash | None = None
         self._hub_lost: HubLostError | None = None
         self._lock = threading.RLock()
+        self._placing = threading.RLock()
+        self._building = threading.RLock()  # held while an algorithm of RLlib's takes what was found free for it
         self.info = m.TrainerInfo(
             session_id=uuid.uuid4().hex[:12],
             name=os.path.basename(sys.argv[0]) or "python",
@@ -117,13 +120,13 @@ class Session:
 
     def start(self, deadline: float) -> bool:
         """Place env runners and install the patches; False where there is no simulator with a free unit."""
-        if not self.fleet.place(deadline):
-            return False
-        threading.Thread(target=self._collect_garbage, name="remoterl-garbage", daemon=True).start()
-        if self.connection.hub is not None:
+        if self.connection.hub is not None:  # first: it may be minutes until there are simulators
             self._watch = HubWatch(self.connection.hub, self._config.api_key, self._lose_the_hub)
             if self.connection.hub.kind == "client":
                 self._leash = Leash(self.connection.hub, self._config.api_key)
+        if not self.fleet.place(deadline):
+            return False
+        threading.Thread(target=self._collect_garbage, name="remoterl-garbage", daemon=True).start()
         atexit.register(self.close)
         self._install_patches()
         return True
@@ -267,20 +270,24 @@ class Session:
     @contextmanager
     def room_for(self, needs: Mapping[str, float], what: str, rows_here: bool = False) -> Iterator[None]:
         """See `patches.backend.Backend.room_for`."""
-        self._require_hub()
-        with self._lock:
+        with self._building:
+            self._require_hub()
             if needs:
-                if freed := self.fleet.let_go_idle():
-                    self._freed_until = time.monotonic() + KILL_S
-                units = needs.get(directory.RESOURCE, 0) + (rows_here and not self.fleet.living())
-                needs = {**needs, directory.RESOURCE: units}
-                patience = {"timeout_s": self._config.timeout_s, "quiet_s": KILL_S if freed else 0.0}
-                capacity.require(needs, what, **patience, labels=self.labels, grant=self.fleet.reserved)
+                with self._lock:
+                    self._make_room(needs, what, rows_here)
             before, self._at_most = self._at_most, 1
-        try:
-            yield
-        finally:
-            self._at_most = before
+            try:
+                yield
+            finally:
+                self._at_most = before
+
+    def _make_room(self, needs: Mapping[str, float], what: str, rows_here: bool) -> None:
+        if freed := self.fleet.let_go_idle():
+            self._freed_until = time.monotonic() + KILL_S
+        units = needs.get(directory.RESOURCE, 0) + (rows_here and not self.fleet.living())
+        needs = {**needs, directory.RESOURCE: units}
+        patience = {"timeout_s": self._config.timeout_s, "quiet_s": KILL_S if freed else 0.0}
+        capacity.require(needs, what, **patience, labels=self.labels, grant=self.fleet.reserved)
 
     def units(self) -> tuple[int, int] | None:
         """See `patches.backend.Backend.units`."""
@@ -313,15 +320,21 @@ class Session:
         """See `patches.backend.Backend.at_end`."""
         self._at_end.append(undo)
 
+    def when_disconnected(self, restore: Callable[[], None]) -> None:
+        """See `patches.backend.Backend.when_disconnected`."""
+        self._disconnected.append(restore)
+
     def _runners_for(self, env_id: str | None) -> list[RunnerLink]:
         """The env runners whose simulator can make this id; all of them where the trainer can mirror it."""
         self._require_hub()
         fleet = self.fleet
-        if not fleet.runners and not fleet.place(time.monotonic() + self._config.timeout_s, self._at_most):
-            raise CapacityError(
-                "No simulator has an env runner left for this environment, since RLlib's hold them all. Stop an "
-                "algorithm, or start another simulator."
-            )
+        with self._placing:
+            deadline = time.monotonic() + self._config.timeout_s
+            if not fleet.runners and not fleet.place(deadline, self._at_most):
+                raise CapacityError(
+                    "No simulator has an env runner left for this environment, since RLlib's hold them all. Stop an "
+                    "algorithm, or start another simulator."
+                )
         for runner in fleet.runners[:]:
             if runner.channel.lost:
                 try:
@@ -508,6 +521,8 @@ class Session:
                         self._leash.stop()
             finally:
                 self.connection.close()
+        if self.connection.kind != "existing":
+            _call_all(self._disconnected)
 
     def forget_in_child(self) -> None:
         """In a forked child: everything is local again, and the parent's connection is not touched."""
@@ -545,11 +560,7 @@ class Session:
 
         if self.connection.kind != "existing" or not ray.is_initialized() or self._hub_lost is not None:
             return
-        for undo in reversed(self._at_end):
-            try:
-                undo()
-            except Exception as error:
-                logger.warning("While the session was closed: %s", error)
+        _call_all(reversed(self._at_end))
 
     def _collect_garbage(self) -> None:
         while (item := self._garbage.get()) is not None:
@@ -580,9 +591,12 @@ def open_session(config: TrainerConfig) -> Session | None:
         if not session.start(deadline):
             session.close()
             return None
-    except BaseException:
+    except BaseException as error:
         session.close()
-        raise
+        if not isinstance(error, Exception) or not session.hub_is_lost:
+            raise
+        logger.error("The hub was lost while its simulators were waited for: %s", connection.description)
+        return None
     places: dict[str, int] = {}
     for runner in session.runners:
         places[runner.simulator] = places.get(runner.simulator, 0) + 1
@@ -594,6 +608,14 @@ def open_session(config: TrainerConfig) -> Session | None:
         session.fleet.channels,
     )
     return session
+
+
+def _call_all(functions: Iterable[Callable[[], None]]) -> None:
+    for function in functions:
+        try:
+            function()
+        except Exception as error:
+            logger.warning("While the session was closed: %s", error)
 
 
 def _kind_of_unknown(env_id: str, known: Collection[str]) -> type[UnknownEnvironmentError]:

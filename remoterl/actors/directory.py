@@ -45,7 +45,10 @@ def simulator_nodes(labels: Mapping[str, str] | None = None) -> list[dict[str, A
 
 
 def find_simulators(
-    deadline: float | None = None, create: bool = True, labels: Mapping[str, str] | None = None
+    deadline: float | None = None,
+    create: bool = True,
+    labels: Mapping[str, str] | None = None,
+    refuse_others: bool = True,
 ) -> list[SimulatorHandle]:
     """Every simulator that answers until `deadline` (`time.monotonic()`); those that don't are left out, with a line.
 
@@ -53,7 +56,7 @@ def find_simulators(
     one, unless `create` is False: then it is left out.
 
     Raises:
-        VersionMismatchError: a simulator runs another version of remoterl.
+        VersionMismatchError: a simulator runs another version of remoterl. Without `refuse_others` it is left out.
     """
     import ray
 
@@ -69,8 +72,11 @@ def find_simulators(
         try:
             try:
                 theirs = ray.get(version, timeout=max(0.1, up_to - time.monotonic()))
-            except ray.exceptions.ActorAlreadyExistsError:  # another trainer made it just now
-                actor = ray.get_actor(actor_name(node), namespace=NAMESPACE)
+            except (ray.exceptions.ActorAlreadyExistsError, ray.exceptions.ActorDiedError):
+                # Another trainer made it just now, or has just ended, and the actor with it that it had made.
+                actor = _actor_of(node, create)
+                if actor is None:
+                    raise
                 version, info = actor.ping.remote(), actor.describe.remote()
                 theirs = ray.get(version, timeout=max(0.1, up_to - time.monotonic()))
             check_version(theirs, name_of(node))
@@ -80,12 +86,19 @@ def find_simulators(
                 _silent_since[node["NodeID"]] = time.monotonic()
                 logger.warning("The simulator %s does not answer, it is left out: %s", name_of(node), _brief(error))
             continue
+        except VersionMismatchError as error:
+            if refuse_others:
+                raise
+            if not _is_silent(node):
+                _silent_since[node["NodeID"]] = time.monotonic()
+                logger.warning("The simulator %s is left out: %s", name_of(node), error)
+            continue
         simulators.append(SimulatorHandle(name_of(node), node["NodeID"], units_of(node), actor, described))
     return sorted(simulators, key=lambda simulator: simulator.name)
 
 
 def unused_nodes(labels: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """The nodes that match and have no `Simulator` actor, because no trainer has used them since they came up.
+    """The nodes that match and have no `Simulator` actor: no trainer has env runners of its own there, RLlib may.
 
     Nodes of a simulator process are not among them: theirs has its actor, or does not answer.
     """

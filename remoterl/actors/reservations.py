@@ -24,6 +24,7 @@ SWEEP_PERIOD_S = 0.5
 class _Held:
     group: Any
     num_env_runners: int
+    labels: Mapping[str, str]
     until: float  # time.monotonic(); does not count once it is taken
     job_id: str | None = None  # of the trainer that took it
 
@@ -53,11 +54,11 @@ class Reservations:
             return None
         reservation_id = uuid.uuid4().hex[:16]
         with self._lock:
-            self._held[reservation_id] = _Held(group, num_env_runners, time.monotonic() + ttl_s)
+            self._held[reservation_id] = _Held(group, num_env_runners, dict(labels), time.monotonic() + ttl_s)
         return reservation_id
 
-    def take(self, reservation_id: str, job_id: str) -> Any:
-        """The placement group, now held for as long as this job lives; or text: why not."""
+    def take(self, reservation_id: str, job_id: str) -> tuple[Any, Mapping[str, str]] | str:
+        """The placement group and its labels, now held for as long as this job lives; or text: why not."""
         with self._lock:
             held = self._held.get(reservation_id)
             if held is None:
@@ -65,7 +66,7 @@ class Reservations:
             if held.job_id is not None:
                 return "another trainer has taken it"
             held.job_id = job_id
-            return held.group
+            return held.group, held.labels
 
     def release(self, reservation_id: str) -> bool:
         """Give the units back, whoever holds them; False where there is no such reservation."""

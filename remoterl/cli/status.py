@@ -52,7 +52,8 @@ def _show(report: dict[str, Any]) -> None:
         )
     console.print(table)
     for one in report["unused_simulators"]:
-        console.print(f"{one['name']}: {one['free_units']} of {one['units']} units free; no trainer has used it yet")
+        by = "no trainer uses it" if one["free_units"] == one["units"] else "RLlib's env runners, or a reservation"
+        console.print(f"{one['name']}: {one['free_units']} of {one['units']} units free; {by}")
     for name in report["simulators_without_actor"]:
         console.print(f"{name}: does not answer")
     if not report["trainers"]:

@@ -80,6 +80,9 @@ class Backend(Protocol):
     def at_end(self, undo: Callable[[], None]) -> None:
         """Call `undo` when the session ends and leaves Ray's connection open, because the script had opened it."""
 
+    def when_disconnected(self, restore: Callable[[], None]) -> None:
+        """Call `restore` when the session has ended a connection that `init()` opened, and what was kept there."""
+
 
 _backend: Backend | None = None
 _thread = threading.local()

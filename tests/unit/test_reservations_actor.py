@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -87,10 +87,10 @@ def test_what_is_not_granted_is_not_held(removed: list[Group]) -> None:
 def test_a_reservation_ends_with_its_time_unless_it_is_taken(removed: list[Group]) -> None:
     jobs = {"01"}
     keeper = Reservations(living_jobs=lambda: jobs)
-    short, taken, long = (keeper.reserve(2, {}, ttl_s, 0.1) for ttl_s in (1e-3, 1e-3, 3600.0))
+    short, taken, long = (keeper.reserve(2, {"zone": "b"}, ttl_s, 0.1) for ttl_s in (1e-3, 1e-3, 3600.0))
     assert short and taken and long
-    group = keeper.take(taken, "01")
-    assert isinstance(group, Group)
+    group, labels = cast(Any, keeper.take(taken, "01"))
+    assert isinstance(group, Group) and labels == {"zone": "b"}
     assert "another trainer" in keeper.take(taken, "02")
     time.sleep(2e-3)
     keeper.sweep()
