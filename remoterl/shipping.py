@@ -18,7 +18,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import cloudpickle
@@ -101,10 +101,18 @@ class _Pickler(cloudpickle.Pickler):
             substitute = SUBSTITUTES.get((obj.__module__, obj.__qualname__))
             if substitute is not None:
                 return _load, substitute
+        elif _is_rllibs_env_runner(obj):
+            return SimpleNamespace, (), {"config": obj.config}
         return super().reducer_override(obj)
 
 
 _Function = type(ship)
+
+
+def _is_rllibs_env_runner(value: Any) -> bool:
+    """RLlib's environment creators hold the env runner that calls them, of which they read the `config` alone."""
+    module = sys.modules.get("ray.rllib.env.env_runner")
+    return module is not None and isinstance(value, module.EnvRunner)
 
 
 def _load(module: str, name: str) -> Any:

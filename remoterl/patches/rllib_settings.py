@@ -49,7 +49,7 @@ def own_settings(config: Any) -> dict[str, Any]:
 def _changes(get: Callable[[str], Any]) -> dict[str, Any]:
     changes: dict[str, Any] = {RESOURCES_SETTING: _with_unit(get(RESOURCES_SETTING)), CPUS_SETTING: 0}
     for name, (default, better) in BETTER_DEFAULTS.items():
-        if get(name) in (None, default):
+        if get(name) in (None, default) and not (name == "placement_strategy" and _aggregates_here(get)):
             changes[name] = better
     if get("num_gpus_per_learner") and get(LEARNER_CPUS_SETTING) in (None, "auto"):
         changes[LEARNER_CPUS_SETTING] = 1
@@ -59,6 +59,11 @@ def _changes(get: Callable[[str], Any]) -> dict[str, Any]:
     elif evaluation is not None:
         changes["evaluation_config"] = for_simulators(evaluation)
     return changes
+
+
+def _aggregates_here(get: Callable[[str], Any]) -> bool:
+    """Has the algorithm a learner in its own process, whose aggregators (IMPALA's) have to be on its node?"""
+    return bool(get("num_aggregator_actors_per_learner")) and not get("num_learners")
 
 
 def _evaluation(overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from ray.tune.experiment import experiment as experiments_module
 
 from remoterl._logging import logger
 from remoterl.actors.directory import RESOURCE
+from remoterl.actors.registry import MirroredCreator
 from remoterl.errors import UnsupportedError
 from remoterl.patches.backend import backend, is_local
 from remoterl.patches.base import Patch
@@ -253,14 +254,38 @@ def _on_simulators(algorithm: Any, labels: Mapping[str, str]) -> Any:
 
 # ---- what is registered -----------------------------------------------------------------------------------------
 
+# (category, key) -> what the script registered; Ray keeps it in the cluster alone, where it ends with the connection.
+_registered: dict[tuple[str, str], Any] = {}
+
 
 def _register(original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
     def register(self: Any, category: str, key: str, value: Any) -> None:
         with code_travels(value):
             original(self, category, key, value)
+        # Trainables are Tune's own entries mostly, with the resources of this cluster.
+        if category != tune_registry.TRAINABLE_CLASS and not isinstance(value, MirroredCreator):
+            _registered[category, key] = value
 
     return register
+
+
+def _unregister(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def unregister(self: Any, category: str, key: str) -> None:
+        original(self, category, key)
+        _registered.pop((category, key), None)
+
+    return unregister
+
+
+def _register_again() -> None:
+    """The next connection of this process, or none, finds what the script registered before it or during the last."""
+    registry = tune_registry._global_registry
+    registry._prefix = None
+    while _registered:
+        (category, key), value = _registered.popitem()
+        registry.register(category, key, value)
 
 
 def after_install() -> None:
@@ -275,6 +300,8 @@ def after_install() -> None:
         if registry.contains(category, key):
             earlier[category, key] = registry.get(category, key)
     registry._prefix = None  # that of another connection of this process, maybe
+    _registered.clear()
+    backend().when_disconnected(_register_again)
     for (category, key), value in earlier.items():
         registry.register(category, key, value)
     for hook in ray._private.worker._post_init_hooks:  # those of `tune.with_parameters`
@@ -289,4 +316,5 @@ TABLE = (
     Patch("ray.tune.tuner", "Tuner.restore", "method", _tuner_restore),
     Patch("ray.tune.tuner", "Tuner.fit", "method", _tuner_fit),
     Patch("ray.tune.registry", "_Registry.register", "method", _register),
+    Patch("ray.tune.registry", "_Registry.unregister", "method", _unregister),
 )

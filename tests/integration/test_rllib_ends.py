@@ -78,6 +78,8 @@ def test_too_few_units(rllib_cluster: Cluster, caplog: pytest.LogCaptureFixture)
 
 def test_what_is_registered_before_init(rllib_cluster: Cluster, node_names: Any) -> None:
     import rllib_envs
+    from ray.tune.registry import ENV_CREATOR
+    from ray.tune.registry import _global_registry as registry
 
     ray.tune.register_env("early", lambda context: rllib_envs.ConfiguredEnv(context))
     assert remoterl.init(KEY, address=rllib_cluster.gcs_address, num_env_runners=8, timeout_s=5)
@@ -89,8 +91,17 @@ def test_what_is_registered_before_init(rllib_cluster: Cluster, node_names: Any)
         algo.stop()
         with pytest.raises(UnknownEnvironmentError, match=r"CartPoul-v1.*alpha, beta.*CartPole-v1"):
             PPOConfig().environment("CartPoul-v1").env_runners(num_env_runners=1).build_algo()
+        ray.tune.register_env("late", lambda context: rllib_envs.ConfiguredEnv(context))
+        ray.tune.register_env("gone", lambda context: rllib_envs.ConfiguredEnv(context))
+        registry.unregister(ENV_CREATOR, "gone")
     finally:
         remoterl.shutdown()
+    # A cluster of the script's own would find them.
+    known = {name: registry.contains(ENV_CREATOR, name) for name in ("early", "late", "gone", "CartPoul-v1")}
+    for name in ("early", "late"):
+        assert registry.get(ENV_CREATOR, name)({"size": 3}).observation_space.shape == (3,)
+        registry.unregister(ENV_CREATOR, name)
+    assert known == {"early": True, "late": True, "gone": False, "CartPoul-v1": False}
     assert_no_rllib_left(rllib_cluster)
 
 

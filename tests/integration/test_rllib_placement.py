@@ -193,6 +193,7 @@ def test_sampling_in_the_trainers_process(rllib_session: str, env: str) -> None:
     config = small_ppo("OnlyHere-v0") if env == "id" else small_ppo(rllib_envs.ConfiguredEnv, size=5)
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=4)
     algo = config.evaluation(evaluation_interval=1, evaluation_duration=4).build_algo()
+    algo.env_runner.make_env()  # anew, as after a change of the config or a failure
     both = [algo.env_runner.env.unwrapped, algo.eval_env_runner.env.unwrapped]
     for rows in both:
         assert type(rows).__name__ == "RemoteSyncVectorEnv" and rows.num_envs == 4

@@ -94,6 +94,17 @@ def test_a_learner_with_a_gpu_holds_a_cpu() -> None:
     assert {"CPU": 1, "GPU": 1} in bundles and sum("env_runner" in bundle for bundle in bundles) == 2
 
 
+def test_aggregators_stay_beside_a_learner_in_the_algorithms_process() -> None:
+    from ray.rllib.algorithms.impala import IMPALAConfig
+
+    own_learner = {"num_aggregator_actors_per_learner": 1}
+    assert "placement_strategy" not in for_simulators(own_learner)
+    assert for_simulators({**own_learner, "num_learners": 1})["placement_strategy"] == "SPREAD"
+    config = IMPALAConfig().learners(num_learners=0, num_aggregator_actors_per_learner=2)
+    assert for_simulators(config).placement_strategy == "PACK"
+    assert for_simulators(IMPALAConfig()).placement_strategy == "SPREAD"
+
+
 def test_a_users_placement_group() -> None:
     assert with_units([{"CPU": 2}, {"CPU": 1}, {"CPU": 1, "GPU": 0.5}, {"CPU": 4}], 2) == [
         {"CPU": 2},
