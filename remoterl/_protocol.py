@@ -19,7 +19,13 @@ from typing import Any
 from remoterl import _version
 
 REVISION = 3  # one more for a change that the definitions don't show: what the same fields and methods mean
-MODULES = ("remoterl.messages", "remoterl.channels.codec", "remoterl.channels.handshake")
+MODULES = (
+    "remoterl.messages",
+    "remoterl.channels.codec",
+    "remoterl.channels.handshake",
+    "remoterl.channels.shared_memory",
+    "remoterl.channels.trees",
+)
 ACTORS = (
     "remoterl.actors.env_runner.EnvRunner",
     "remoterl.actors.simulator.Simulator",

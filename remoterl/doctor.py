@@ -17,13 +17,13 @@ from remoterl.actors import directory
 from remoterl.actors.examiner import Examiner
 from remoterl.actors.simulator import versions
 from remoterl.channels.actor import ActorChannel
-from remoterl.channels.base import Channel
+from remoterl.channels.base import Channel, Late
 from remoterl.channels.opening import REACH_IF_ASKED_S, REACH_S
 from remoterl.channels.stream import StreamChannel, Streams, UnreachableError, connect
 from remoterl.cluster import probe
 from remoterl.cluster.connection import running_address
 from remoterl.config import Address, ChannelName, find_address, find_api_key
-from remoterl.errors import ConfigurationError, RemoteRLError
+from remoterl.errors import ConfigurationError, EnvRunnerLostError, RemoteRLError
 
 MAX_CLOCK_OFFSET_S = 5.0
 ROUND_TRIPS, LOOKS_AT_CLOCK = 20, 5
@@ -139,7 +139,7 @@ def _examine_cluster(address: Address, env_id: str | None, timeout_s: float, cha
                 looks.append(look)
             else:
                 yield from _examine_node(name, examiner)
-        except ray.exceptions.RayError as error:
+        except (ray.exceptions.RayError, Late, EnvRunnerLostError) as error:
             yield _silent(name, node["NodeID"] in simulators, error)
         finally:
             ray.kill(examiner)

@@ -14,7 +14,7 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from remoterl.channels.cores import SPIN_S, SpareCores
 from remoterl.channels.framing import FrameSocket, UndecodableError
@@ -48,7 +48,7 @@ def serve(
             try:
                 request = (_spin(frames) if looks and cores.enough() else None) or _wait(frames, readable)
             except UndecodableError as error:
-                request, reply = None, failed(None, None, error)
+                request, reply = None, failed(None, None, cast(Exception, error.__cause__))
             else:
                 came_soon = time.perf_counter() - replied_at < SPIN_S
                 room = frames.room(request)
@@ -56,6 +56,8 @@ def serve(
             try:
                 frames.put(reply, room)
             except Exception as error:
+                if frames.is_torn:  # an environment's alarm, and no fault of the reply's
+                    raise
                 frames.put(failed(request, reply, error))
             while not frames.flush():
                 writable.poll()

@@ -73,7 +73,11 @@ class ActorChannel(Channel):
         try:
             return decode(reply)
         except Exception as error:
-            raise self._undecodable(error) from error
+            try:
+                decode(reply)
+            except Exception:
+                raise self._undecodable(error) from error
+            raise  # a signal's handler did, and not the reply
 
     def _require_connection(self) -> None:
         import ray

@@ -95,9 +95,14 @@ class Layout(NamedTuple):
 
 
 class Encoder:
-    """Turns the messages of one direction of one connection into frames. Frames must be sent in order."""
+    """Turns the messages of one direction of one connection into frames. Frames must be sent in order.
+
+    Attributes:
+        num_layouts: how many are defined in the frames that it made.
+    """
 
     def __init__(self) -> None:
+        self.num_layouts = 0
         self._writers: dict[Any, _Writer] = {}  # one a layout
         self._usual: dict[type, _Writer] = {}  # each class's last one: steps of the same rows have the same layout
 
@@ -132,6 +137,7 @@ class Encoder:
             return None
         buffers, size_bytes = frame
         definition = pickle.dumps(layout, protocol=5)  # may raise, and nothing is registered then
+        self.num_layouts += 1
         self._writers[type(message), kinds] = self._usual[type(message)] = write
         head = PREFIX.pack(DEFINITION, len(definition), 0)
         return [head, definition, *buffers], len(head) + len(definition) + size_bytes
@@ -253,16 +259,17 @@ class Landing:
         if known is None or received != PREFIX.size + body_bytes + pickle_bytes or body_bytes != known[0].body_bytes:
             return None
         assert self._places is not None
+        layout, steps = known
+        step = steps[turn]
+        if pickle_bytes:
+            values = list(step)
+            rest = _loads_small(view[PREFIX.size + body_bytes : received])
+            for index, value in zip(layout.rest, rest, strict=True):
+                values[index] = value
+            step = RowsStepped(*values)
         self._turn = 1 - turn
         self.view = self._places[1 - turn]
-        layout, steps = known
-        if not pickle_bytes:
-            return steps[turn]
-        values = list(steps[turn])
-        rest = _loads_small(view[PREFIX.size + body_bytes : received])
-        for index, value in zip(layout.rest, rest, strict=True):
-            values[index] = value
-        return RowsStepped(*values)
+        return step
 
 
 def _kinds(message: Any) -> tuple[Any, ...]:

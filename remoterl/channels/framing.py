@@ -7,12 +7,14 @@ straight into the memory in which they stay.
 from __future__ import annotations
 
 import errno
+import functools
 import pickle
 import socket
 import ssl
 import struct
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -57,6 +59,7 @@ class FrameSocket:
         self._can_gather = hasattr(connected, "sendmsg")  # not on Windows
         self._memory = connected.memory if isinstance(connected, LocalSocket) else None
         self._unsent: deque[bytes | memoryview] = deque()  # of bytes
+        self._told_layouts = 0  # to the other end
         self._small = bytearray(SMALL_BYTES)
         self._view = memoryview(self._small)
         self._start = self._end = 0  # what of `_small` is received and not yet read
@@ -82,6 +85,7 @@ class FrameSocket:
         else:
             views = [memoryview(buffer) for buffer in buffers]
             self._unsent.extend(view.cast("B") for view in views if view.nbytes)
+        self._told_layouts = self._encoder.num_layouts
 
     def room(self, request: Any) -> Room | None:
         """Where the answer to this request can be written: as bytes."""
@@ -123,6 +127,11 @@ class FrameSocket:
         return self.socket.send(unsent[0])
 
     @property
+    def is_torn(self) -> bool:
+        """Was a `put` interrupted, by a signal's handler that raised, after it had begun to queue something?"""
+        return self.has_unsent or self._encoder.num_layouts != self._told_layouts
+
+    @property
     def has_unsent(self) -> bool:
         """Is anything left for `flush`?"""
         return bool(self._unsent)
@@ -152,7 +161,7 @@ class FrameSocket:
                 try:
                     step = landing.take(received)
                 except Exception as error:
-                    raise UndecodableError from error
+                    raise _undecodable(error, lambda: landing.take(received)) from error
                 if step is not None:
                     self.receives_large = False
                     return step
@@ -199,7 +208,8 @@ class FrameSocket:
                             self._decoder.prepare(layout, pickle_bytes, landing)
                         return reader(self._small[between:end], self._small[start:between])
                     except Exception as error:
-                        raise UndecodableError from error
+                        again = functools.partial(reader, self._small[between:end], self._small[start:between])
+                        raise _undecodable(error, again) from error
                 between = start + pickle_bytes
                 message = self._decode(layout, self._view[start:between], self._small[between:end])
             if message is not None:
@@ -242,18 +252,31 @@ class FrameSocket:
             except Exception as error:
                 raise FrameError(f"the other end defined no layout of messages that is known here ({error})") from error
             return None
-        try:
+
+        def message() -> Any:
             if layout != PICKLED:
                 return self._decoder.readers[layout](pickled, body)
             sizes, at = beside_sizes(pickled)
             buffers = body if isinstance(body, list) else _split(memoryview(body), sizes)
             return pickle.loads(pickled[at:], buffers=buffers)
+
+        try:
+            return message()
         except Exception as error:
-            raise UndecodableError from error
+            raise _undecodable(error, message) from error
 
     def close(self) -> None:
         """Close this process's end; in a forked child the parent's stays open."""
         self.socket.close()
+
+
+def _undecodable(error: Exception, again: Callable[[], Any]) -> Exception:
+    """What to raise where decoding raised: a signal's handler may have, and then it is no fault of the message's."""
+    try:
+        again()
+    except Exception:
+        return UndecodableError()
+    return error
 
 
 class FrameError(ConnectionError):

@@ -102,7 +102,7 @@ class StreamChannel(Channel):
                         self.lose(error)
                     else:
                         # A handler of a signal may raise anything. Where nothing is queued, it could not be pickled.
-                        if is_queued or not isinstance(error, Exception):
+                        if is_queued or self.frames.is_torn or not isinstance(error, Exception):
                             self.lose("this process was interrupted while it sent")
                         raise
                 finally:

@@ -201,6 +201,34 @@ def test_infos_that_cannot_be_unpickled_spare_what_comes_next(pair: Pair) -> Non
     assert_same(pair.carry(numbered(2), landing), numbered(2))
 
 
+class _Interrupted:
+    """As if a signal's handler raised while it is unpickled, the first time."""
+
+    raised = False
+
+    def __reduce__(self) -> Any:
+        return _load_interrupted, ()
+
+
+def _load_interrupted() -> Any:
+    if not _Interrupted.raised:
+        _Interrupted.raised = True
+        raise TimeoutError("the script's own alarm")
+    return _Interrupted()
+
+
+@pytest.mark.parametrize("how", ["landed", "small", "pickled", "large"])
+def test_an_alarm_while_a_message_is_decoded_is_the_scripts(pair: Pair, how: str) -> None:
+    landing = Landing() if how == "landed" else None
+    rows = 200_000 if how == "large" else 3
+    pair.carry(stepped(rows), landing)
+    _Interrupted.raised = False
+    infos = [(0, {"it": _Interrupted()}, None)]
+    message: Any = m.RowsCalled([_Interrupted()]) if how == "pickled" else stepped(rows)._replace(infos=infos)
+    with pytest.raises(TimeoutError, match="own alarm"):
+        pair.carry(message, landing)
+
+
 @pytest.mark.parametrize(
     "other",
     [

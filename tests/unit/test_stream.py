@@ -446,6 +446,18 @@ def test_no_reply_is_mistaken_after_an_interrupt(server: Server, where: str, kin
     assert ask(other, m.StepRows(1, np.array([7, 8]))).rewards.tolist() == [7, 8]
 
 
+def test_an_interrupt_in_the_first_message_of_a_kind(server: Server) -> None:
+    """The other end has not been told how such messages are laid out, and will not be."""
+    channel = server.open()
+    open_rows(channel, 0, EchoEnv)
+    encoder = channel.frames._encoder
+    encoder.encode = interrupted_once(encoder.encode, TimeoutError)
+    with pytest.raises(TimeoutError):
+        ask(channel, m.StepRows(0, np.array([1, 2])))
+    with pytest.raises(EnvRunnerLostError, match="closed"):
+        ask(channel, m.StepRows(0, np.array([1, 2])))
+
+
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, TimeoutError])
 def test_an_interrupt_while_it_waits_loses_nothing(server: Server, kind: type[BaseException]) -> None:
     channel = server.open()
