@@ -280,3 +280,97 @@ def infos_that_are_written_to() -> Any:
             seen.append(infos)
         envs.close()
     return seen
+
+
+class _Given(gym.Env):
+    """Changes what it is given in place."""
+
+    observation_space = action_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    metadata = {"render_modes": []}
+
+    def __init__(self) -> None:
+        self.goal = np.zeros(2)
+        self.level = 1.0
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> Any:
+        super().reset(seed=seed)
+        return np.full(2, (options or {}).pop("start", -1.0)), {}
+
+    def step(self, action: Any) -> Any:
+        self.goal += action * self.level
+        return self.goal.copy(), 0.0, False, False, {}
+
+    def take(self, goal: np.ndarray) -> np.ndarray:
+        goal += 1
+        return goal.copy()
+
+
+def what_is_given_to_processes() -> Any:
+    """Each has its own of it; what they do to it is not seen by the script."""
+    from stable_baselines3.common.vec_env import SubprocVecEnv
+
+    goal, seen = np.zeros(2), []
+    envs = gym.vector.AsyncVectorEnv([_Given] * 4)
+    seen.append(envs.reset(options={"start": 3.0})[0])
+    envs.set_attr("goal", goal)
+    seen += [envs.step(np.ones((4, 2)))[0] for _ in range(2)]
+    envs.close()
+    envs = SubprocVecEnv([_Given] * 4, start_method="fork")
+    envs.set_options({"start": 5.0})
+    seen.append(envs.reset())
+    envs.set_attr("goal", goal)
+    seen += [envs.step(np.ones((4, 2)))[0] for _ in range(2)]
+    seen += [envs.env_method("take", goal, indices=row) for row in range(4)]
+    envs.close()
+    return seen, goal
+
+
+def settings_between_the_halves_of_a_step() -> Any:
+    """`DummyVecEnv` steps in `step_wait`."""
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    envs = DummyVecEnv([_Given] * 3)
+    seen = [envs.reset()]
+    for level in (2.0, 3.0):
+        envs.step_async(np.full((3, 2), 100.0))
+        envs.step_async(np.ones((3, 2)))
+        envs.set_attr("level", level)
+        seen.append(envs.step_wait()[0])
+    seen.append(envs.step_wait()[0])
+    envs.step_async(np.ones((3, 2)))
+    seen += [envs.reset(), envs.step(np.ones((3, 2)))[0]]
+    envs.close()
+    return seen
+
+
+def observations_of_two_types() -> Any:
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    def single() -> gym.Env:
+        env = _Given()
+        env.observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        return env
+
+    envs = DummyVecEnv([single, _Given])
+    seen = [envs.reset(), envs.step(np.full((2, 2), 0.1))[0]]
+    envs.close()
+    return seen
+
+
+def a_monitor_of_ones_own() -> Any:
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.monitor import Monitor
+
+    class Counting(Monitor):
+        def step(self, action: Any) -> Any:
+            *result, info = super().step(action)
+            info["logs"] = [self.results_writer is not None, self.EXT]
+            return (*result, info)
+
+    envs = make_vec_env(lambda: Counting(gym.make("CartPole-v1")), 2, seed=3)
+    envs.reset()
+    infos = [envs.step(np.ones(2, np.int64))[3] for _ in range(12)]
+    envs.close()
+    for info in (one for both in infos for one in both if "episode" in one):
+        del info["episode"]["t"]
+    return infos

@@ -13,7 +13,7 @@ import pickle
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,7 +170,7 @@ class EnvRunner:
 
     def _reset(self, request: m.ResetRows) -> m.RowsReset:
         rows = self._rows[request.vector_id]
-        options = unship(request.options) if request.options else [None] * len(rows)
+        options = _one_a_row(request.options, rows) if request.options else [None] * len(rows)
         return rows.reset(request.seeds, options, request.mask)
 
     def _revive(self, request: m.ReviveRows) -> m.RowsReset:
@@ -179,7 +179,7 @@ class EnvRunner:
 
     def _step(self, request: m.StepRows, rooms: Sequence[Any]) -> m.RowsStepped:
         rows = self._rows[request.vector_id]
-        reply = rows.step(m.unpack(request.actions), rooms)
+        reply = rows.step(m.unpack(request.actions), _Rooms(rooms) if rooms else ())
         self._steps += rows.num_rows
         return reply
 
@@ -192,7 +192,7 @@ class EnvRunner:
 
     def _set_attribute(self, request: m.SetAttribute) -> m.RowsCalled:
         rows = self._rows[request.vector_id]
-        rows.set_attribute(request.rows, request.name, unship(request.values), request.target)
+        rows.set_attribute(request.rows, request.name, _one_a_row(request.values, rows), request.target)
         return m.RowsCalled([])
 
     def _is_wrapped(self, request: m.IsWrapped) -> m.RowsCalled:
@@ -254,6 +254,27 @@ class EnvRunner:
                     told = None
                     simulator = directory.actor_of_this_node() or simulator
             stop.wait(REPORT_PERIOD_S)
+
+
+class _Rooms(list[Any]):
+    """Memory for a step's observations, which a child that an environment forked in that step does not write to."""
+
+    def __init__(self, rooms: Sequence[Any]) -> None:
+        super().__init__(rooms)
+        self._pid = os.getpid()
+
+    def __iter__(self) -> Iterator[Any]:
+        return super().__iter__() if os.getpid() == self._pid else iter(())
+
+
+def _one_a_row(shipped: bytes, rows: Rows) -> list[Any]:
+    """A list of one value a row; where rows are processes locally, none has the same object as another."""
+    values, seen = unship(shipped), set()
+    for row, value in enumerate(values if rows.are_processes else ()):
+        if id(value) in seen and value is not None:
+            values[row] = unship(shipped)[row]
+        seen.add(id(value))
+    return values
 
 
 def _resolve(env_id: str) -> Any:

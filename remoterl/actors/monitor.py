@@ -22,6 +22,9 @@ class Monitor(gymnasium.Wrapper):
     Args are those of SB3's Monitor, but for `filename`: a log belongs on the trainer's machine.
     """
 
+    EXT = "monitor.csv"
+    results_writer = None  # as without `filename`
+
     def __init__(
         self,
         env: gymnasium.Env,

@@ -54,13 +54,25 @@ class RowsError(Exception):
         self.errors = errors
 
 
+# What is asked of an environment that has no episode yet without a need to start one.
+OF_NO_EPISODE = frozenset(
+    {
+        "reset", "close", "spec", "metadata", "render_mode", "observation_space", "action_space", "has_wrapper_attr",
+        "set_wrapper_attr",
+    }
+)  # fmt: skip
+
+
 class Rows(ABC):
     """The environments of some consecutive rows of a vector env."""
+
+    are_processes = False  # of the local class: each row has copies of its own of what it is given
 
     def __init__(self, factories: Sequence[Callable[[], Any]], row_numbers: Sequence[int]) -> None:
         self.row_numbers = tuple(row_numbers)
         self.envs: list[Any] = [None] * len(factories)
         self._fresh_seeds: dict[int, int] = {}  # of revived rows, until their first reset
+        self._bare: set[int] = set()  # revived rows that were never reset
         try:
             self._each(range(len(factories)), lambda row: self.envs.__setitem__(row, _made(factories[row])))
         except RowsError:
@@ -93,8 +105,19 @@ class Rows(ABC):
     def revive(self, seeds: Sequence[int | None], observations: Any) -> None:
         """These rows take the place of lost ones, whose episodes have just been reported as over (see `ReviveRows`)."""
         self._fresh_seeds = {row: seed for row, seed in enumerate(seeds) if seed is not None}
+        self._bare = set(range(len(self)))
+
+    def _dress(self, row: int) -> None:
+        """Who looks at a revived row before it is reset sees the start of the episode that the reset will begin.
+
+        Locally there is an ended episode to be rendered or asked about.
+        """
+        if row in self._bare:
+            self._bare.discard(row)
+            self.envs[row].reset(seed=self._fresh_seeds.get(row))
 
     def _seed(self, row: int, seed: int | None) -> int | None:
+        self._bare.discard(row)
         fresh = self._fresh_seeds.pop(row, None) if self._fresh_seeds else None
         return fresh if seed is None else seed
 
@@ -120,6 +143,8 @@ class Rows(ABC):
 
         def one(row: int) -> Any:
             args, kwargs = arguments()
+            if name.partition(".")[0] not in OF_NO_EPISODE:
+                self._dress(row)
             value = _value(self._attribute(row, name, target), name, args, kwargs, call)
             arrays.append(arrays_among(args, kwargs))
             return value
@@ -161,7 +186,12 @@ class Rows(ABC):
 
     def render(self) -> list[Any]:
         """A frame (or what the render mode makes) for each row."""
-        return self._each(range(len(self)), lambda row: self.envs[row].render())
+
+        def one(row: int) -> Any:
+            self._dress(row)
+            return self.envs[row].render()
+
+        return self._each(range(len(self)), one)
 
     def close(self) -> None:
         """Close every environment that was made."""
@@ -343,6 +373,7 @@ class UnsharedAsyncRows(GymnasiumRows):
     Its worker knows of a reset after an episode's end only with shared memory: the next step resets once more.
     """
 
+    are_processes = True
     _refuses_finished_rows = False
     _resets_begin_anew = False
 
@@ -373,6 +404,7 @@ class StableBaselinesRows(Rows):
     def __init__(self, factories: Sequence[Callable[[], Any]], row_numbers: Sequence[int], buffers: bool) -> None:
         super().__init__([_of_gymnasium(factory) for factory in factories], row_numbers)
         self._buffers = buffers
+        self.are_processes = not buffers
         self._space = self.envs[0].observation_space
         self._batches: dict[Any, np.ndarray] = {}  # written anew at each step: a reply is sent before the next one
         self._observations: list[Any] = [None] * len(self)

@@ -8,6 +8,7 @@ runner is lost, its rows are made anew on another one, and the trainer is told o
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import pickle
 import time
@@ -48,6 +49,10 @@ UNSENT = object()  # in place of a ticket: the part was lost, and the trainer ha
 REPLIES = frozenset({m.RowsOpened, m.RowsReset, m.RowsStepped, m.RowsCalled})
 OF_EPISODES = frozenset({m.ResetRows, m.StepRows})
 OBSERVATIONS = frozenset({m.RowsReset, m.RowsStepped})
+LOST = object()  # in place of a step's result, see `step_by_view`
+LOOKS = frozenset({m.CallRows, m.RenderRows})
+# Their local classes have a process a row, to which arguments are copies.
+OF_PROCESSES = (m.Semantics.GYMNASIUM_ASYNC, m.Semantics.GYMNASIUM_ASYNC_UNSHARED, m.Semantics.SB3_SUBPROC)
 GYMNASIUMS = "WARN: "  # what its logger says, in a colour
 _part_ids = itertools.count(1)
 
@@ -145,6 +150,10 @@ class VectorCore:
         self.wanted: Any = ANYTHING
         self._seeds: list[Any] = [None] * self.num_rows  # of the last reset that brought any
         self._seen: Sequence[Any] = [None] * len(self._parts)  # each part's last answer that has observations
+        self._viewed: dict[int, Any] = {}  # the last observation of each row that the script steps by a view of it
+        self._owed: dict[
+            int, dict[str, Any]
+        ] = {}  # such rows that were lost and not reset since, and what is told of it
         self._nowhere: list[Any] = [None] * len(self._parts)
         self._step_is_out = False  # and has not been gathered in full
         self._pick_channels()
@@ -286,6 +295,7 @@ class VectorCore:
         self, seeds: Sequence[int | None], options: Sequence[Any] | None, mask: Sequence[bool] | None = None
     ) -> Flight:
         """Send resets; seeds, options and mask have one entry a row."""
+        self._owed.clear()
         self._seeds = [
             before if seed is None or not (mask is None or mask[row]) else seed
             for row, (seed, before) in enumerate(zip(seeds, self._seeds, strict=True))
@@ -417,6 +427,10 @@ class VectorCore:
                     self._make(part)
                 if type(request) is m.StepRows and self._last_seen(index) is not None:
                     return self._tell(index)
+                if _is_a_step(request) and self._owed.keys() >= set(request.rows):
+                    return m.RowsCalled([LOST] * len(request.rows))
+                if type(request) in LOOKS and self._last_seen(index) is not None:
+                    self._ask_part(part, m.ReviveRows(part.id, self._new_seeds(part), self._last_seen(index)))
                 if type(request) is m.ResetRows:  # of some rows: the others stay where the trainer saw them last
                     last = None if _is_of_all(request) else self._last_seen(index)
                     self._ask_part(part, m.ReviveRows(part.id, self._new_seeds(part), last))
@@ -442,6 +456,7 @@ class VectorCore:
         part.runner, part.id, part.losses, part.is_made = new, next(_part_ids), part.losses + 1, False
         reason = str(error).partition(";")[0] + (f": {last.cause}" if last.cause else "")
         part.told = {"lost": True, "simulator": lost.simulator, "reason": reason, "moved_to": new.simulator}
+        self._owed.update((row, part.told) for row in part.rows if row in self._viewed)
         self._pick_channels()
 
     def _make(self, part: Part) -> None:
@@ -506,17 +521,40 @@ class VectorCore:
     ) -> list[Any]:
         """Call or read `name` on some rows (None: all); one result a row asked, in the order asked.
 
-        What a call writes into an array among the arguments is written here too, where one row was asked.
+        What a call writes into an array among the arguments is written here too, where one row was asked, and it would
+        be locally.
         """
         arguments = ship((args, kwargs or {}))
+        is_shared = (self.num_rows if rows is None else len(rows)) == 1 and self._semantics not in OF_PROCESSES
 
         def write_back(reply: m.RowsCalled) -> None:
-            if reply.arrays is not None and len(reply.arrays) == 1:
+            if is_shared and reply.arrays is not None:
                 for array, theirs in zip(m.arrays_among(args, kwargs or {}), reply.arrays[0], strict=True):
                     if array.flags.writeable:
                         array[...] = theirs
 
         return self._ask(rows, lambda part, asked: m.CallRows(part, asked, name, arguments, call, target), write_back)
+
+    def reset_by_view(self, row: int, seed: int | None, options: Any, target: m.Target) -> Any:
+        """`reset` of one environment alone, which need not know both arguments."""
+        if seed is not None:
+            self._seeds = [seed if one == row else before for one, before in enumerate(self._seeds)]
+        elif row in self._owed:
+            [seed] = (self._new_seeds(part)[part.rows.index(row)] for part in self._parts if row in part.rows)
+        given = {name: value for name, value in (("seed", seed), ("options", options)) if value is not None}
+        [result] = self.call("reset", (), given, True, [row], target)
+        self._owed.pop(row, None)
+        self._viewed[row] = result[0]
+        return result
+
+    def step_by_view(self, row: int, action: Any, target: m.Target) -> Any:
+        """`step` of one environment alone; after a loss, until its `reset`, the truncated one of `recovery`."""
+        if row not in self._owed:
+            [result] = self.call("step", (action,), None, True, [row], target)
+            if result is not LOST:
+                self._viewed[row] = result[0]
+                return result
+        return copy.deepcopy(self._viewed[row]), 0.0, False, True, {"remoterl": dict(self._owed[row])}
 
     def read(self, name: str, rows: Sequence[int] | None = None, target: m.Target = m.Target.WRAPPERS) -> list[Any]:
         """Read an attribute of some rows (None: all).
@@ -639,6 +677,8 @@ class VectorCore:
         if ticket is UNSENT or isinstance(ticket, EnvRunnerLostError):
             return self._rescue(index, message, ticket)
         try:
+            if isinstance(ticket, Late):  # it could not even be sent
+                raise ticket
             return self._parts[index].runner.channel.receive(ticket, self._limit())
         except Late:
             raise self._too_late([self._parts[index]], message) from None
@@ -720,6 +760,10 @@ def forget(parts: Sequence[Part]) -> list[tuple[RunnerLink, Any]]:
 def _is_of_all(request: Any) -> bool:
     """Is it a reset after which no row is in an episode of before?"""
     return type(request) is m.ResetRows and (request.mask is None or all(request.mask))
+
+
+def _is_a_step(request: Any) -> bool:
+    return type(request) is m.CallRows and request.name == "step" and request.call is True
 
 
 class _LostAgain(Exception):

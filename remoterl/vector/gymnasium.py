@@ -212,6 +212,9 @@ class _RemoteRows(VectorEnv):
             )
         self._core.set_attribute(name, values)
 
+    def __reduce__(self) -> Any:
+        raise TypeError(f"This remote {self._local_name} lives on simulators and can't be pickled or copied.")
+
     def __del__(self) -> None:
         """Nothing to do: the core frees its rows when it is collected, without waiting."""
 

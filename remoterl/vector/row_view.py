@@ -39,11 +39,10 @@ class RowView(gymnasium.Env):
         self._unwrapped = None if target is Target.UNWRAPPED else RowView(core, row, Target.UNWRAPPED, self)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        given = {"seed": seed, "options": options}  # an environment need not know both
-        return self._call("reset", **{name: value for name, value in given.items() if value is not None})
+        return self._core.reset_by_view(self._row, seed, options, self._own)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        return self._call("step", action)
+        return self._core.step_by_view(self._row, action, self._own)
 
     def render(self) -> Any:
         return self._call("render")

@@ -68,12 +68,20 @@ class _RemoteRows(VecEnv):
 
     def step_async(self, actions: np.ndarray) -> None:
         self._assert_is_running()
-        if len(actions) != self.num_envs:
-            raise ValueError(f"expected one action for each of the {self.num_envs} environments, got {len(actions)}")
+        self._require_one_each(actions)
         self.actions = actions
         self._flight, self.waiting = self._core.step(actions), True
 
+    def _require_one_each(self, actions: np.ndarray) -> None:
+        if len(actions) != self.num_envs:
+            raise ValueError(f"expected one action for each of the {self.num_envs} environments, got {len(actions)}")
+
     def step_wait(self) -> Any:
+        """Wait for the step, wherever it was sent.
+
+        Raises:
+            RemoteRLError: there was no `step_async`.
+        """
         self._assert_is_running()
         flight, self._flight, self.waiting = self._flight, None, False
         if flight is None:
@@ -208,6 +216,23 @@ class RemoteDummyVecEnv(_RemoteRows, DummyVecEnv):
         self.keys, _, _ = obs_space_info(self.observation_space)  # raises for nested ones, as locally
         self.metadata = dict(core.opened[0].metadata)
         self._views = Views(core)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Keep the actions: the environments step in `step_wait`, as locally."""
+        self._assert_is_running()
+        self._require_one_each(actions)
+        self.actions = actions
+
+    def step_wait(self) -> Any:
+        self._assert_is_running()
+        if self.actions is None:
+            raise RemoteRLError("step_wait() was called without step_async() before it.")
+        self._flight = self._core.step(self.actions)
+        return super().step_wait()
+
+    def _beside(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        first = parts[0].dtype  # the buffers' locally; further env runners' rows may have another
+        return super()._beside([part if part.dtype == first else part.astype(first) for part in parts])
 
     @property
     def envs(self) -> list[gymnasium.Env]:

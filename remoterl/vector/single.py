@@ -216,6 +216,9 @@ class HostedVectorEnv(VectorEnv):
                 f"Trying to operate on {self._description}, after a call to `close()` (or the end of its session)."
             )
 
+    def __reduce__(self) -> Any:
+        raise TypeError(f"{self} lives on a simulator and can't be pickled or copied.")
+
     def __del__(self) -> None:
         """Nothing to do: the core frees its rows when it is collected, without waiting."""
 

@@ -233,6 +233,48 @@ def test_one_environment(mortal: Way) -> None:
 
 
 @one_way
+def test_who_looks_at_lost_rows_sees_the_episodes_to_come(mortal: Way) -> None:
+    vec = gym.make_vec("CartPole-v1", num_envs=ROWS, vectorization_mode="sync")
+    vec.reset(seed=7)
+    before, *_ = vec.step(np.zeros(ROWS, np.int64))
+    kill_first()
+    looked_at = vec.get_attr("state")  # None before a reset, and nothing to render
+    vec.render()
+    np.testing.assert_array_equal(np.float32(looked_at[ROWS - 1]), before[ROWS - 1])
+    _, _, _, truncations, _ = vec.step(np.zeros(ROWS, np.int64))
+    assert list(np.flatnonzero(truncations)) == LOST
+    kill_first()  # the same rows, before they have begun
+    vec.render()
+    assert list(np.flatnonzero(vec.step(np.zeros(ROWS, np.int64))[3])) == LOST
+    looked_at = vec.get_attr("state")
+    started, *_ = vec.step(np.zeros(ROWS, np.int64))
+    np.testing.assert_array_equal(np.float32([looked_at[row] for row in LOST]), started[LOST])
+    vec.close()
+
+
+@one_way
+def test_a_view_is_told_of_its_loss(mortal: Way) -> None:
+    """A script that steps `env.unwrapped`, or one of `vec.envs`."""
+    vec = gym.vector.SyncVectorEnv([LedgerEnv] * ROWS)
+    single = gym.make("CartPole-v1").unwrapped
+    views = [*vec.envs[: ROWS - 1], single]
+    for view in views:
+        view.reset(seed=3)
+    last = [view.step(1)[0] for view in views]
+    kill_all()
+    for view, observation in zip(views, last, strict=True):
+        for _ in range(2):
+            told, reward, terminated, truncated, info = view.step(0)
+            assert (reward, terminated, truncated, info["remoterl"]["lost"]) == (0.0, False, True, True)
+            np.testing.assert_array_equal(told, observation)
+    for view in views:
+        view.reset()
+        assert not view.step(1)[3]
+    vec.close()
+    single.close()
+
+
+@one_way
 def test_rows_come_back_as_what_they_were(mortal: Way) -> None:
     """Also where their id stands for something else by now, as RLlib's ids do."""
 
