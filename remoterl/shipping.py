@@ -3,12 +3,15 @@
 cloudpickle, with three rules of our own: an environment that already lives is never copied, code that lies
 beside the trainer's script travels by value, and the few names of Stable-Baselines3 that every
 `make_vec_env` factory uses are replaced by light equivalents, so that simulators need neither SB3 nor torch.
+What cloudpickle can't pickle by itself, or not right, `_Pickler` knows.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import io
+import operator
 import os
 import pickle
 import site
@@ -57,14 +60,14 @@ def ship(value: Any) -> bytes:
     """
     try:
         with beside_the_script_by_value(cloudpickle):
-            return _dumps(value)
+            return _dumps(value, _ToSimulators)
     except StaysLocal:
         raise
     except Exception as by_value_error:
         # A module that holds something unpicklable: the simulator may have it installed.
         logger.debug("not by value: %s", by_value_error)
         try:
-            return _dumps(value)
+            return _dumps(value, _ToSimulators)
         except StaysLocal:
             raise
         except Exception as error:
@@ -75,7 +78,7 @@ def unship(data: bytes) -> Any:
     """Load on a simulator what `ship` made.
 
     Raises:
-        NotShippableError: a module that it needs is missing here.
+        NotShippableError: a module that it needs, or a name in one, is missing here.
     """
     try:
         return cloudpickle.loads(data)
@@ -85,15 +88,65 @@ def unship(data: bytes) -> Any:
             f"what the trainer sent needs the module {missing!r}, which this simulator cannot import ({error}). "
             "Install it on the simulator, or keep the code beside the trainer's script, from where it is sent along."
         ) from error
+    except AttributeError as error:
+        raise NotShippableError(
+            f"what the trainer sent needs a name that is missing on this simulator ({error}). Install there what the "
+            "trainer has, in the same version."
+        ) from error
 
 
-def _dumps(value: Any) -> bytes:
+def dumps(value: Any) -> bytes:
+    """`cloudpickle.dumps`, with what `_Pickler` adds."""
+    return _dumps(value, _Pickler)
+
+
+def _dumps(value: Any, pickler: type[_Pickler]) -> bytes:
     with io.BytesIO() as buffer:
-        _Pickler(buffer, protocol=5).dump(value)
+        pickler(buffer, protocol=5).dump(value)
         return buffer.getvalue()
 
 
 class _Pickler(cloudpickle.Pickler):
+    """cloudpickle's, where that falls short."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        kind = type(obj)
+        if kind is _Cached and not _is_found_by_name(obj):  # it reduces itself to its name
+            parameters = obj.cache_parameters()
+            return _cached_anew, (obj.__wrapped__, parameters["maxsize"], parameters["typed"])
+        if kind is functools.cached_property:  # it has a lock up to Python 3.11
+            state = {name: value for name, value in vars(obj).items() if name != "lock"}
+            return functools.cached_property, (obj.func,), state
+        return super().reducer_override(obj)
+
+
+_Cached = type(functools.lru_cache(lambda: None))
+
+
+def _cached_anew(function: Any, maxsize: int | None, typed: bool) -> Any:
+    return functools.lru_cache(maxsize, typed)(function)
+
+
+def _is_found_by_name(obj: Any) -> bool:
+    """Can it be imported where it is loaded? As cloudpickle decides it for functions."""
+    name = str(getattr(obj, "__module__", None))
+    if name not in sys.modules or name == "__main__" or _goes_by_value(name):
+        return False
+    try:
+        return operator.attrgetter(obj.__qualname__)(sys.modules[name]) is obj
+    except AttributeError:
+        return False
+
+
+def _goes_by_value(module: str) -> bool:
+    """Is this module, or a package that it is in, registered as one whose code travels?"""
+    registered = cloudpickle.list_registry_pickle_by_value()
+    return any(module == one or module.startswith(f"{one}.") for one in registered)
+
+
+class _ToSimulators(_Pickler):
+    """That of `ship`."""
+
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, (gymnasium.Env, gymnasium.vector.VectorEnv)):
             raise StaysLocal(f"it holds the live environment {obj}", live_environment=True)

@@ -26,7 +26,7 @@ from gymnasium.envs.registration import EnvSpec, WrapperSpec, load_env_creator, 
 
 from remoterl._logging import logger
 from remoterl.errors import NotShippableError
-from remoterl.shipping import StaysLocal, is_beside, is_beside_the_script, ship, unship
+from remoterl.shipping import StaysLocal, dumps, is_beside, is_beside_the_script, ship, unship
 
 ENTRY_POINTS = ("entry_point", "vector_entry_point")  # of an EnvSpec
 REGISTRY_VARIABLE = "REMOTERL_REGISTRY"
@@ -38,7 +38,7 @@ def save(path: Path) -> None:
     entries: dict[str, bytes] = {}
     for env_id, spec in registry.items():
         try:
-            entries[env_id] = cloudpickle.dumps(_by_value_if_main(spec))
+            entries[env_id] = dumps(_by_value_if_main(spec))
         except Exception as error:
             logger.warning("The environment %s is not offered: it can't be pickled (%s).", env_id, error)
     path.write_bytes(pickle.dumps(entries))

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import fnmatch
+import functools
+import math
 import pickle
 import subprocess
 import sys
+import textwrap
 import threading
 from pathlib import Path
+from typing import Any
 
 import envs
 import gymnasium as gym
 import pytest
 
 from remoterl.errors import NotShippableError, UnsupportedError
-from remoterl.shipping import StaysLocal, is_beside_the_script, ship, ship_exception, unship
+from remoterl.shipping import StaysLocal, dumps, is_beside_the_script, ship, ship_exception, unship
 
 
 def in_another_process(data: bytes, tmp_path: Path, expression: str) -> str:
@@ -27,6 +32,41 @@ def test_code_beside_the_script_travels_by_value(tmp_path: Path) -> None:
     shipped = ship([lambda: envs.CountingEnv(length=9)])
     assert in_another_process(shipped, tmp_path, "value[0]().length") == "9"
     assert in_another_process(shipped, tmp_path, "__import__('sys').modules.get('envs')") == "None"
+
+
+def script(source: str) -> Any:
+    """A function of a script that is no module, as those of `__main__`: its `made`."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(textwrap.dedent(source), names)
+    return names["made"]
+
+
+def test_what_the_standard_library_caches_travels(tmp_path: Path) -> None:
+    made = script("""
+        import functools
+
+        @functools.lru_cache(maxsize=7)
+        def power(number):
+            return 1 if number == 0 else 2 * power(number - 1)
+
+        class Made:
+            @functools.cache
+            def twice(self, number):
+                return 2 * number
+
+            @functools.cached_property
+            def three(self):
+                '''Three.'''
+                return self.twice(1) + power(0)
+
+        def made():
+            return power(5), power.cache_parameters()["maxsize"], Made().three, Made().three, Made.three.__doc__
+    """)
+    for data in (ship(made), dumps(made)):
+        assert in_another_process(data, tmp_path, "value()") == "(32, 7, 3, 3, 'Three.')"
+    assert unship(ship(functools.lru_cache(math.gcd)))(4, 6) == 2
+    found_by_name = vars(fnmatch)["_compile_pattern"]
+    assert unship(ship(found_by_name)) is found_by_name
 
 
 def test_a_live_environment_stays() -> None:
@@ -71,6 +111,13 @@ def test_a_missing_module_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     shipped = ship(ClipRewardEnv)
     monkeypatch.setitem(sys.modules, "stable_baselines3.common.atari_wrappers", None)
     with pytest.raises(NotShippableError, match="stable_baselines3"):
+        unship(shipped)
+
+
+def test_a_missing_name_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = ship(textwrap.shorten)
+    monkeypatch.delattr(textwrap, "shorten")
+    with pytest.raises(NotShippableError, match="shorten"):
         unship(shipped)
 
 
