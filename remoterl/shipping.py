@@ -14,6 +14,7 @@ import io
 import operator
 import os
 import pickle
+import random
 import site
 import sys
 import sysconfig
@@ -26,6 +27,7 @@ from typing import Any
 
 import cloudpickle
 import gymnasium
+import numpy as np
 
 from remoterl._logging import logger
 from remoterl.errors import NotShippableError
@@ -117,9 +119,15 @@ class _Pickler(cloudpickle.Pickler):
         if kind is functools.cached_property:  # it has a lock up to Python 3.11
             state = {name: value for name, value in vars(obj).items() if name != "lock"}
             return functools.cached_property, (obj.func,), state
+        if kind in _GENERATORS:
+            for where in _GLOBAL_GENERATORS:  # `from random import choice` is a method of one
+                if obj is getattr(sys.modules.get(where[0]), where[1], None):
+                    return _load, where
         return super().reducer_override(obj)
 
 
+_GENERATORS = frozenset({random.Random, np.random.RandomState})
+_GLOBAL_GENERATORS = (("random", "_inst"), ("numpy.random.mtrand", "_rand"))
 _Cached = type(functools.lru_cache(lambda: None))
 
 

@@ -4,6 +4,7 @@ import fnmatch
 import functools
 import math
 import pickle
+import random
 import subprocess
 import sys
 import textwrap
@@ -13,6 +14,7 @@ from typing import Any
 
 import envs
 import gymnasium as gym
+import numpy as np
 import pytest
 
 from remoterl.errors import NotShippableError, UnsupportedError
@@ -67,6 +69,27 @@ def test_what_the_standard_library_caches_travels(tmp_path: Path) -> None:
     assert unship(ship(functools.lru_cache(math.gcd)))(4, 6) == 2
     found_by_name = vars(fnmatch)["_compile_pattern"]
     assert unship(ship(found_by_name)) is found_by_name
+
+
+def test_the_global_generators_are_those_of_where_they_are_used() -> None:
+    made = script("""
+        from random import choice, random
+        from numpy.random import uniform
+
+        def made():
+            return choice(range(1000)), random(), uniform()
+    """)
+    there = unship(ship(made))
+
+    def drawn() -> list[Any]:
+        random.seed(3)
+        np.random.seed(3)
+        return [there(), made()]
+
+    first = drawn()
+    assert first[0] != first[1] and drawn() == first
+    own = random.Random(3)
+    assert unship(ship(own)) is not own and unship(ship(own)).random() == own.random()
 
 
 def test_a_live_environment_stays() -> None:
