@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
-import cloudpickle
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-from remoterl.shipping import ship, unship
+from remoterl.shipping import dumps_back, ship, unship
 
 
 class Semantics(Enum):
@@ -374,7 +373,7 @@ def encode(message: Any) -> bytes:
     try:
         return pickle.dumps(message, protocol=5)
     except (pickle.PicklingError, AttributeError, TypeError, ImportError):
-        return cloudpickle.dumps(message, protocol=5)
+        return dumps_back(message)
 
 
 def decode(data: bytes) -> Any:

@@ -19,8 +19,9 @@ import site
 import sys
 import sysconfig
 import threading
+import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -102,9 +103,18 @@ def dumps(value: Any) -> bytes:
     return _dumps(value, _Pickler)
 
 
-def _dumps(value: Any, pickler: type[_Pickler]) -> bytes:
+def dumps_back(value: Any, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None) -> bytes:
+    """The same, for where classes came from: those that arrived from there are its own again."""
+    return _dumps(value, _Back, buffer_callback)
+
+
+def _dumps(
+    value: Any,
+    pickler: type[_Pickler],
+    buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None,
+) -> bytes:
     with io.BytesIO() as buffer:
-        pickler(buffer, protocol=5).dump(value)
+        pickler(buffer, protocol=5, buffer_callback=buffer_callback).dump(value)
         return buffer.getvalue()
 
 
@@ -123,6 +133,13 @@ class _Pickler(cloudpickle.Pickler):
             for where in _GLOBAL_GENERATORS:  # `from random import choice` is a method of one
                 if obj is getattr(sys.modules.get(where[0]), where[1], None):
                     return _load, where
+        if isinstance(obj, type):
+            return self.reduce_class(obj)
+        return super().reducer_override(obj)
+
+    def reduce_class(self, obj: type) -> Any:
+        if obj not in _ids_of_classes:
+            _made_here.add(obj)
         return super().reducer_override(obj)
 
 
@@ -150,6 +167,44 @@ def _goes_by_value(module: str) -> bool:
     """Is this module, or a package that it is in, registered as one whose code travels?"""
     registered = cloudpickle.list_registry_pickle_by_value()
     return any(module == one or module.startswith(f"{one}.") for one in registered)
+
+
+# cloudpickle gives a class that it pickles by value an id, by which whoever has the class already finds it, and sets
+# all of it again. Its names for them are private: where they are missing, nothing has arrived, and all goes by value.
+_ids_of_classes = getattr(cloudpickle.cloudpickle, "_DYNAMIC_CLASS_TRACKER_BY_CLASS", {})
+_classes_by_id = getattr(cloudpickle.cloudpickle, "_DYNAMIC_CLASS_TRACKER_BY_ID", {})
+_made_here: weakref.WeakSet[type] = weakref.WeakSet()  # pickled here before they had an id
+_pickled_classes: weakref.WeakKeyDictionary[type, bytes | None] = weakref.WeakKeyDictionary()
+
+
+class _Back(_Pickler):
+    """That of `dumps_back`."""
+
+    def reduce_class(self, obj: type) -> Any:
+        known_as = _ids_of_classes.get(obj)
+        if known_as is None or obj in _made_here:
+            return super().reduce_class(obj)
+        return _own_class, (known_as, _pickled(obj))
+
+
+def _pickled(obj: type) -> bytes | None:
+    """A class by value, for where it is not known (or not any more); None where it can't be pickled."""
+    if obj not in _pickled_classes:
+        try:
+            _pickled_classes[obj] = dumps(obj)
+        except Exception as error:
+            logger.debug("%s goes by its id alone: %s", obj, error)
+            _pickled_classes[obj] = None
+    return _pickled_classes[obj]
+
+
+def _own_class(known_as: str, by_value: bytes | None) -> Any:
+    own = _classes_by_id.get(known_as)
+    if own is not None:
+        return own
+    if by_value is None:
+        raise pickle.UnpicklingError("its class is not here any more, and can't travel")
+    return cloudpickle.loads(by_value)
 
 
 class _ToSimulators(_Pickler):
@@ -269,7 +324,7 @@ def ship_exception(error: BaseException) -> bytes | None:
     """Pickle an exception so that the trainer gets one of its own type; None where that can't be."""
     for form in (error, _Whole(error)):
         try:
-            data = cloudpickle.dumps(form)
+            data = dumps_back(form)
             if type(pickle.loads(data)) is type(error):
                 return data
         except Exception:  # its class takes other arguments than it keeps, or holds what can't be pickled

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import gc
 import math
 import pickle
 import random
@@ -24,7 +25,11 @@ from remoterl.shipping import StaysLocal, dumps, is_beside_the_script, ship, shi
 def in_another_process(data: bytes, tmp_path: Path, expression: str) -> str:
     """Load what was shipped where this repository's tests can't be imported."""
     (tmp_path / "data").write_bytes(data)
-    code = f"from remoterl.shipping import unship; value = unship(open('data', 'rb').read()); print({expression})"
+    code = (
+        "import pickle; from remoterl.channels import codec; from remoterl.messages import encode; "
+        "from remoterl.shipping import ship_exception, unship; "
+        f"value = unship(open('data', 'rb').read()); print({expression})"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     return done.stdout.strip() or done.stderr
 
@@ -90,6 +95,46 @@ def test_the_global_generators_are_those_of_where_they_are_used() -> None:
     assert first[0] != first[1] and drawn() == first
     own = random.Random(3)
     assert unship(ship(own)) is not own and unship(ship(own)).random() == own.random()
+
+
+def test_a_class_comes_back_as_the_one_that_it_is(tmp_path: Path) -> None:
+    made = script("""
+        import dataclasses
+        import enum
+
+        @dataclasses.dataclass
+        class Pose:
+            x: float
+
+            def twice(self):
+                return 2 * self.x
+
+        class Side(enum.Enum):
+            LEFT = 1
+
+        class Fell(Exception):
+            def __init__(self, part, force):
+                super().__init__(part)
+                self.force = force
+
+        def made():
+            return Pose(1.5), Side.LEFT, Fell("arm", 3)
+    """)
+    answer = "[encode(value()[0]), codec._dumps([value()[1]]), ship_exception(value()[2])]"
+    written = in_another_process(ship(made), tmp_path, f"open('back', 'wb').write(pickle.dumps({answer}))")
+    assert written.isdigit(), written
+    back = pickle.loads((tmp_path / "back").read_bytes())
+    own = made.__globals__
+    methods = [vars(own[name]) for name in ("Pose", "Side", "Fell")]
+    before = [dict(each) for each in methods]
+    pose, [side], fell = map(pickle.loads, back)
+    assert type(pose) is own["Pose"] and pose == own["Pose"](1.5)
+    assert side is own["Side"].LEFT
+    assert type(fell) is own["Fell"] and (fell.args, fell.force) == (("arm",), 3)
+    assert [dict(each) for each in methods] == before
+    del pose, side, fell, made, own, methods, before
+    gc.collect()
+    assert pickle.loads(back[0]).twice() == 3  # the script has let go of its class
 
 
 def test_a_live_environment_stays() -> None:
