@@ -8,6 +8,7 @@ What cloudpickle can't pickle by itself, or not right, `_Pickler` knows.
 
 from __future__ import annotations
 
+import builtins
 import functools
 import importlib
 import io
@@ -135,6 +136,12 @@ class _Pickler(cloudpickle.Pickler):
                     return _load, where
         if isinstance(obj, type):
             return self.reduce_class(obj)
+        if kind is ModuleType:
+            make, arguments = self.dispatch_table[ModuleType](obj)
+            if make is not cloudpickle.dynamic_subimport:
+                return make, arguments
+            name, state = arguments  # what a module holds may refer to it: first the module, then what it holds
+            return ModuleType, (name,), state, None, None, _set_module
         return super().reducer_override(obj)
 
     def reduce_class(self, obj: type) -> Any:
@@ -167,6 +174,10 @@ def _goes_by_value(module: str) -> bool:
     """Is this module, or a package that it is in, registered as one whose code travels?"""
     registered = cloudpickle.list_registry_pickle_by_value()
     return any(module == one or module.startswith(f"{one}.") for one in registered)
+
+
+def _set_module(module: ModuleType, state: dict[str, Any]) -> None:
+    vars(module).update(state, __builtins__=vars(builtins))
 
 
 # cloudpickle gives a class that it pickles by value an id, by which whoever has the class already finds it, and sets

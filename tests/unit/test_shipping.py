@@ -3,6 +3,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import gc
+import importlib
 import math
 import pickle
 import random
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,30 @@ def test_the_global_generators_are_those_of_where_they_are_used() -> None:
     assert first[0] != first[1] and drawn() == first
     own = random.Random(3)
     assert unship(ship(own)) is not own and unship(ship(own)).random() == own.random()
+
+
+@pytest.fixture
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder whose modules lie beside the script."""
+    folder = tmp_path / "beside"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    known = set(sys.modules)
+    yield folder
+    for name in set(sys.modules) - known:
+        del sys.modules[name]
+
+
+def test_modules_beside_the_script_may_refer_to_each_other(beside: Path, tmp_path: Path) -> None:
+    package = beside / "robots"
+    package.mkdir()
+    (package / "__init__.py").write_text("import robots.arm\nimport robots.sizes")
+    (package / "sizes.py").write_text("import robots.arm\nSIZE = 4\ndef double(): return 2 * robots.sizes.SIZE")
+    (package / "arm.py").write_text("import robots.sizes\ndef length(): return robots.sizes.double() + len('ab')")
+    robots = importlib.import_module("robots")
+    shipped = ship(lambda: (robots.arm.length(), robots.arm.robots is robots, robots.__name__))
+    assert in_another_process(shipped, tmp_path, "value()") == "(10, True, 'robots')"
 
 
 def test_a_class_comes_back_as_the_one_that_it_is(tmp_path: Path) -> None:
