@@ -24,6 +24,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import BYTECODE_SUFFIXES, EXTENSION_SUFFIXES, SOURCE_SUFFIXES
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -71,11 +72,12 @@ def ship(value: Any) -> bytes:
         # A module that holds something unpicklable: the simulator may have it installed.
         logger.debug("not by value: %s", by_value_error)
         try:
-            return _dumps(value, _ToSimulators)
+            named = _dumps(value, _ToSimulators)
         except StaysLocal:
             raise
         except Exception as error:
             raise StaysLocal(f"{type(error).__name__}: {error}") from error
+        return pickle.dumps(_Named(named, f"{type(by_value_error).__name__}: {by_value_error}"))
 
 
 def unship(data: bytes) -> Any:
@@ -86,6 +88,8 @@ def unship(data: bytes) -> Any:
     """
     try:
         return cloudpickle.loads(data)
+    except _StayedBehindError as error:
+        raise NotShippableError(str(error)) from error
     except ImportError as error:
         missing = getattr(error, "name", None) or str(error)
         raise NotShippableError(
@@ -96,6 +100,31 @@ def unship(data: bytes) -> Any:
         raise NotShippableError(
             f"what the trainer sent needs a name that is missing on this simulator ({error}). Install there what the "
             "trainer has, in the same version."
+        ) from error
+
+
+class _Named:
+    """What was shipped, with modules beside the script by their names alone, and why they could not go along."""
+
+    def __init__(self, data: bytes, why: str) -> None:
+        self._data = data
+        self._why = why
+
+    def __reduce__(self) -> Any:
+        return _load_named, (self._data, self._why)
+
+
+class _StayedBehindError(ImportError):
+    """A module beside the script was named where it is not."""
+
+
+def _load_named(data: bytes, why: str) -> Any:
+    try:
+        return cloudpickle.loads(data)
+    except (ImportError, AttributeError) as error:
+        raise _StayedBehindError(
+            f"what the trainer sent needs code from beside its script, which could not be sent along ({why}) and is "
+            f"not on this simulator ({error}). Take what can't be pickled out of the module, or install it there."
         ) from error
 
 
@@ -135,8 +164,13 @@ class _Pickler(cloudpickle.Pickler):
                 if obj is getattr(sys.modules.get(where[0]), where[1], None):
                     return _load, where
         if isinstance(obj, type):
+            module = sys.modules.get(obj.__module__)
+            if _is_extension(module) and _goes_by_value(obj.__module__):
+                return NotImplemented  # of a package whose code travels: what is compiled goes by its name
             return self.reduce_class(obj)
         if kind is ModuleType:
+            if _is_extension(obj):
+                return cloudpickle.subimport, (obj.__name__,)
             make, arguments = self.dispatch_table[ModuleType](obj)
             if make is not cloudpickle.dynamic_subimport:
                 return make, arguments
@@ -174,6 +208,10 @@ def _goes_by_value(module: str) -> bool:
     """Is this module, or a package that it is in, registered as one whose code travels?"""
     registered = cloudpickle.list_registry_pickle_by_value()
     return any(module == one or module.startswith(f"{one}.") for one in registered)
+
+
+def _is_extension(module: Any) -> bool:
+    return str(getattr(module, "__file__", None)).endswith(tuple(EXTENSION_SUFFIXES))
 
 
 def _set_module(module: ModuleType, state: dict[str, Any]) -> None:
@@ -293,7 +331,7 @@ def _is_beside_cached(name: str, module: ModuleType) -> bool:
 
 
 def is_beside_the_script(module: ModuleType) -> bool:
-    """Does this module lie in the folder of the main script or in the working directory, uninstalled?"""
+    """Is this module Python code in the folder of the main script or in the working directory, uninstalled?"""
     path = getattr(module, "__file__", None)
     name = getattr(module, "__name__", "__main__")
     if not isinstance(path, str) or name == "__main__" or name.split(".")[0] == "remoterl":
@@ -302,9 +340,12 @@ def is_beside_the_script(module: ModuleType) -> bool:
 
 
 def is_beside(path: str) -> bool:
-    """Does this file lie in the folder of the main script or in the working directory, uninstalled?"""
+    """Is this file Python code in the folder of the main script or in the working directory, uninstalled?"""
     path = os.path.abspath(path)
-    return path.startswith(_script_folders()) and not is_installed(path)
+    return path.endswith(_PYTHON_CODE) and path.startswith(_script_folders()) and not is_installed(path)
+
+
+_PYTHON_CODE = (*SOURCE_SUFFIXES, *BYTECODE_SUFFIXES)
 
 
 def is_installed(path: str) -> bool:

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import textwrap
 import threading
+import types
 from collections.abc import Iterator
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,27 @@ def test_modules_beside_the_script_may_refer_to_each_other(beside: Path, tmp_pat
     robots = importlib.import_module("robots")
     shipped = ship(lambda: (robots.arm.length(), robots.arm.robots is robots, robots.__name__))
     assert in_another_process(shipped, tmp_path, "value()") == "(10, True, 'robots')"
+
+
+def test_extension_modules_beside_the_script_go_by_name(beside: Path) -> None:
+    (beside / "robots").mkdir()
+    (beside / "robots" / "__init__.py").touch()
+    robots = importlib.import_module("robots")
+    native = types.ModuleType("robots.native")
+    native.__file__ = str(beside / "robots" / f"native{EXTENSION_SUFFIXES[0]}")
+    native.Motor = type("Motor", (), {"__module__": "robots.native"})  # type: ignore[attr-defined]
+    sys.modules["robots.native"] = native
+    assert is_beside_the_script(robots) and not is_beside_the_script(native)
+    assert unship(ship(lambda: native))() is native
+    assert b"skeleton" not in ship(native.Motor) and b"skeleton" in ship(type("Motor", (), {}))
+
+
+def test_why_a_module_beside_the_script_stayed_behind(beside: Path, tmp_path: Path) -> None:
+    (beside / "locked.py").write_text("import threading\nlock = threading.Lock()\ndef length(): return lock and 3")
+    shipped = ship([importlib.import_module("locked").length])
+    assert unship(shipped)[0]() == 3
+    said = in_another_process(shipped, tmp_path, "value")
+    assert "NotShippableError" in said and "cannot pickle '_thread.lock'" in said and "No module named 'locked'" in said
 
 
 def test_a_class_comes_back_as_the_one_that_it_is(tmp_path: Path) -> None:
