@@ -10,6 +10,7 @@ from typing import Any
 from gymnasium.vector import AutoresetMode
 
 from remoterl._logging import logger
+from remoterl.functions import codes_in, functions_behind
 from remoterl.messages import Semantics
 from remoterl.patches.backend import backend, building_locally, is_local
 from remoterl.shipping import StaysLocal
@@ -65,9 +66,9 @@ def _parts_used(own_class: type, local_class: type, parts: frozenset[str]) -> li
     used: set[str] = set()
     for base in own_class.__mro__[: own_class.__mro__.index(local_class)]:
         for value in vars(base).values():
-            for function in (value.fget, value.fset) if isinstance(value, property) else (value,):
-                if inspect.isfunction(function):
-                    used |= parts.intersection(function.__code__.co_names)
+            for function in functions_behind(value):
+                for code in codes_in(function.__code__):
+                    used |= parts.intersection(code.co_names)
     return sorted(used)
 
 

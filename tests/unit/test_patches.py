@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import sys
@@ -9,6 +10,7 @@ from types import ModuleType
 import pytest
 
 from remoterl.patches.base import AfterImport, Patch, UndoLog, holders, original_function
+from remoterl.patches.becoming import _parts_used
 
 
 @pytest.fixture
@@ -113,3 +115,44 @@ def test_after_import_waits_for_one_that_succeeds(library: ModuleType, before: s
     assert called == []
     importlib.import_module("toy_user")
     assert called == ["imported"] and sys.meta_path == meta_path
+
+
+def decorated(method):  # type: ignore[no-untyped-def]
+    @functools.wraps(method)
+    def call(self):  # type: ignore[no-untyped-def]
+        return self.of_the_decorator, method(self)
+
+    return call
+
+
+class Base:
+    """Has parts of its own."""
+
+
+class Subclass(Base):
+    def plain(self):  # type: ignore[no-untyped-def]
+        return [(lambda: self.in_a_lambda[row])() for row in range(3)]  # type: ignore[attr-defined]
+
+    @decorated
+    @decorated
+    def behind(self):  # type: ignore[no-untyped-def]
+        return self.behind_it  # type: ignore[attr-defined]
+
+    @staticmethod
+    def static(other):  # type: ignore[no-untyped-def]
+        return other.static_part
+
+    @functools.cached_property
+    def kept(self):  # type: ignore[no-untyped-def]
+        return self.cached_part  # type: ignore[attr-defined]
+
+    @property
+    @functools.lru_cache  # noqa: B019
+    def read(self):  # type: ignore[no-untyped-def]
+        return sum(self.read_part for _ in range(3))  # type: ignore[attr-defined]
+
+
+def test_parts_of_a_base_are_found_wherever_a_subclass_uses_them() -> None:
+    parts = {"in_a_lambda", "of_the_decorator", "behind_it", "static_part", "cached_part", "read_part"}
+    assert _parts_used(Subclass, Base, frozenset({*parts, "unused"})) == sorted(parts)
+    assert _parts_used(Base, Base, frozenset(parts)) == []
