@@ -3,7 +3,7 @@
 cloudpickle, with three rules of our own: an environment that already lives is never copied, code that lies
 beside the trainer's script travels by value, and the few names of Stable-Baselines3 that every
 `make_vec_env` factory uses are replaced by light equivalents, so that simulators need neither SB3 nor torch.
-What cloudpickle can't pickle by itself, or not right, `_Pickler` knows.
+What cloudpickle can't pickle by itself, or not right, `Pickler` knows.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ def _load_named(data: bytes, why: str) -> Any:
 
 
 def dumps(value: Any) -> bytes:
-    """`cloudpickle.dumps`, with what `_Pickler` adds."""
-    return _dumps(value, _Pickler)
+    """`cloudpickle.dumps`, with what `Pickler` adds."""
+    return _dumps(value, Pickler)
 
 
 def dumps_back(value: Any, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None) -> bytes:
@@ -140,7 +140,7 @@ def dumps_back(value: Any, buffer_callback: Callable[[pickle.PickleBuffer], Any]
 
 def _dumps(
     value: Any,
-    pickler: type[_Pickler],
+    pickler: type[Pickler],
     buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None,
 ) -> bytes:
     with io.BytesIO() as buffer:
@@ -148,7 +148,7 @@ def _dumps(
         return buffer.getvalue()
 
 
-class _Pickler(cloudpickle.Pickler):
+class Pickler(cloudpickle.Pickler):
     """cloudpickle's, where that falls short."""
 
     def reducer_override(self, obj: Any) -> Any:
@@ -226,7 +226,12 @@ _made_here: weakref.WeakSet[type] = weakref.WeakSet()  # pickled here before the
 _pickled_classes: weakref.WeakKeyDictionary[type, bytes | None] = weakref.WeakKeyDictionary()
 
 
-class _Back(_Pickler):
+def classes_by_value() -> list[type]:
+    """All that came here, or went from here, by value."""
+    return [one for one in list(_ids_of_classes) if isinstance(one, type)]
+
+
+class _Back(Pickler):
     """That of `dumps_back`."""
 
     def reduce_class(self, obj: type) -> Any:
@@ -256,7 +261,7 @@ def _own_class(known_as: str, by_value: bytes | None) -> Any:
     return cloudpickle.loads(by_value)
 
 
-class _ToSimulators(_Pickler):
+class _ToSimulators(Pickler):
     """That of `ship`."""
 
     def reducer_override(self, obj: Any) -> Any:

@@ -26,6 +26,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
+from remoterl.actors.apart import apart
 from remoterl.actors.monitor import SB3_MONITOR, Monitor, require_gymnasium_env
 from remoterl.actors.registry import portable_spec
 from remoterl.messages import (
@@ -44,6 +45,10 @@ from remoterl.messages import (
     encode,
 )
 from remoterl.shipping import ship_exception, unship
+
+A_PROCESS_EACH = frozenset(  # to them it is as if each of their rows was alone
+    {Semantics.SB3_SUBPROC, Semantics.GYMNASIUM_ASYNC, Semantics.GYMNASIUM_ASYNC_UNSHARED}
+)
 
 
 class RowsError(Exception):
@@ -570,6 +575,8 @@ def open_rows(semantics: Semantics, factories: bytes, rows: Sequence[int], mode:
         RowsError: factories raised.
     """
     fns = unship(factories)
+    if semantics in A_PROCESS_EACH:
+        fns = apart(fns)
     if semantics is Semantics.GYMNASIUM_SYNC:
         return GymnasiumRows(fns, rows, mode)
     if semantics is Semantics.GYMNASIUM_ASYNC:

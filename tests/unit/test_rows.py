@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,71 @@ def test_methods_stay_where_they_are(runner: EnvRunner) -> None:
     assert read.results == [m.RemoteMethod("add")]
     assert ask(runner, m.CallRows(1, (5,), "add", ship(((2,), {"right": 3})), True)).results == [5]
     assert ask(runner, m.CallRows(1, (4, 5), "length", arguments, None)).results == [5, 5]
+
+
+READ = ship(((), {}))
+EACH_A_PROCESS = [m.Semantics.SB3_SUBPROC, m.Semantics.GYMNASIUM_ASYNC, m.Semantics.GYMNASIUM_ASYNC_UNSHARED]
+
+
+def _made_with(config: dict[str, int], generator: np.random.Generator) -> envs.CountingEnv:
+    env = envs.CountingEnv(config.pop("length"))
+    env.drawn = int(generator.integers(1000))  # type: ignore[attr-defined]
+    return env
+
+
+@pytest.mark.parametrize("semantics", [*EACH_A_PROCESS, m.Semantics.SB3_DUMMY, m.Semantics.GYMNASIUM_SYNC], ids=str)
+def test_rows_with_a_process_each_share_nothing_that_their_functions_captured(
+    runner: EnvRunner, semantics: m.Semantics
+) -> None:
+    config, generator, made_with = {"length": 7}, np.random.default_rng(0), _made_with
+    make: Any = lambda: made_with(config, generator)  # noqa: E731
+    factories = [make, make, functools.partial(_made_with, config, generator), lambda: make()]
+    told = opened(runner, factories, semantics)
+    if semantics not in EACH_A_PROCESS:
+        assert isinstance(told, m.RowsFailed) and [error.row for error in told.errors] == [5, 6, 7]
+        return
+    drawn = int(np.random.default_rng(0).integers(1000))
+    assert ask(runner, m.CallRows(1, (4, 5, 6, 7), "length", READ, False)).results == [7] * 4
+    assert ask(runner, m.CallRows(1, (4, 5, 6, 7), "drawn", READ, False)).results == [drawn] * 4
+
+
+SCRIPT = """
+import envs
+
+config, known, count = {"length": 7}, [], 0
+
+def tell(env):
+    known.append(env)
+
+class Env(envs.CountingEnv):
+    sentinel = object()
+
+    def __init__(self, length, sentinel):
+        super().__init__(length)
+        tell(self)
+        self.is_known = sentinel is self.sentinel and known[-1] is self
+
+    def number(self):
+        return len(known), count
+
+def make():
+    known.append("made")
+    return Env(config.pop("length"), Env.sentinel)
+
+def count_and_make():
+    global count
+    count += 1
+    return Env(7, Env.sentinel)
+"""
+
+
+def test_rows_with_a_process_each_share_what_their_classes_use(runner: EnvRunner) -> None:
+    for make, number in {"make": (6, 0), "count_and_make": (3, 3)}.items():
+        script: dict[str, Any] = {"__name__": "__main__"}
+        exec(SCRIPT, script)
+        opened(runner, [script[make]] * 3, m.Semantics.SB3_SUBPROC)
+        for name, value in {"length": 7, "is_known": True, "number": number}.items():
+            assert ask(runner, m.CallRows(1, (4, 5, 6), name, READ, None)).results == [value] * 3
 
 
 def test_an_unknown_vector_env_is_an_error_reply(runner: EnvRunner) -> None:
