@@ -24,7 +24,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.machinery import BYTECODE_SUFFIXES, EXTENSION_SUFFIXES, SOURCE_SUFFIXES
+from importlib.machinery import BYTECODE_SUFFIXES, EXTENSION_SUFFIXES, SOURCE_SUFFIXES, ModuleSpec
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -339,18 +339,24 @@ def is_beside_the_script(module: ModuleType) -> bool:
     """Is this module Python code in the folder of the main script or in the working directory, uninstalled?"""
     path = getattr(module, "__file__", None)
     name = getattr(module, "__name__", "__main__")
-    if not isinstance(path, str) or name == "__main__" or name.split(".")[0] == "remoterl":
+    if name == "__main__" or name.split(".")[0] == "remoterl":
         return False
-    return is_beside(path)
+    return is_beside(path) if isinstance(path, str) else is_found_beside(getattr(module, "__spec__", None))
+
+
+def is_found_beside(spec: Any) -> bool:
+    """Does what was found for a module's name lie beside the script? A package without `__init__.py` is its folders."""
+    if not isinstance(spec, ModuleSpec):
+        return False
+    places = [spec.origin or ""] if spec.has_location else list(spec.submodule_search_locations or ())
+    return bool(places) and all(map(is_beside, places))
 
 
 def is_beside(path: str) -> bool:
-    """Is this file Python code in the folder of the main script or in the working directory, uninstalled?"""
+    """Is this Python code, or a folder, in that of the main script or in the working directory, uninstalled?"""
     path = os.path.abspath(path)
-    return path.endswith(_PYTHON_CODE) and path.startswith(_script_folders()) and not is_installed(path)
-
-
-_PYTHON_CODE = (*SOURCE_SUFFIXES, *BYTECODE_SUFFIXES)
+    is_code = path.endswith((*SOURCE_SUFFIXES, *BYTECODE_SUFFIXES)) or os.path.isdir(path)
+    return is_code and path.startswith(_script_folders()) and not is_installed(path)
 
 
 def is_installed(path: str) -> bool:

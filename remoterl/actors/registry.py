@@ -26,7 +26,7 @@ from gymnasium.envs.registration import EnvSpec, WrapperSpec, load_env_creator, 
 
 from remoterl._logging import logger
 from remoterl.errors import NotShippableError
-from remoterl.shipping import StaysLocal, dumps, is_beside, is_beside_the_script, ship, unship
+from remoterl.shipping import StaysLocal, dumps, is_beside_the_script, is_found_beside, ship, unship
 
 ENTRY_POINTS = ("entry_point", "vector_entry_point")  # of an EnvSpec
 REGISTRY_VARIABLE = "REMOTERL_REGISTRY"
@@ -262,10 +262,9 @@ def lies_beside_the_script(module_name: str) -> bool:
     if top in sys.modules:
         return is_beside_the_script(sys.modules[top])
     try:
-        found = importlib.util.find_spec(top)
+        return is_found_beside(importlib.util.find_spec(top))
     except (ImportError, ValueError):
         return False
-    return found is not None and found.origin is not None and is_beside(found.origin)
 
 
 class MirroredCreator:

@@ -22,6 +22,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from remoterl import shipping
+from remoterl.actors.registry import lies_beside_the_script
 from remoterl.errors import NotShippableError, UnsupportedError
 from remoterl.shipping import StaysLocal, dumps, is_beside_the_script, ship, ship_exception, unship
 
@@ -184,6 +186,25 @@ def test_a_class_comes_back_as_the_one_that_it_is(tmp_path: Path) -> None:
     del pose, side, fell, made, own, methods, before
     gc.collect()
     assert pickle.loads(back[0]).twice() == 3  # the script has let go of its class
+
+
+def test_a_package_without_init_beside_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "grids" / "small").mkdir(parents=True)
+    (tmp_path / "grids" / "small" / "grid.py").write_text("SIZE = 3\ndef size(): return SIZE\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(shipping, "_beside_by_name", {})  # as of this folder
+    assert lies_beside_the_script("grids.small")
+    grid = importlib.import_module("grids.small.grid")
+    grids = sys.modules["grids"]
+    try:
+        assert lies_beside_the_script("grids.small") and is_beside_the_script(grids)
+        shipped = ship([grid.size, lambda: grids.small.grid.SIZE])
+    finally:
+        for name in ("grids", "grids.small", "grids.small.grid"):
+            del sys.modules[name]
+    assert in_another_process(shipped, tmp_path / "elsewhere", "value[0]() + value[1]()") == "6"
 
 
 def test_a_live_environment_stays() -> None:
