@@ -234,9 +234,10 @@ class Session:
             runner = next((one for one in self._runners_for(env_id) if one.simulator not in asked), None)
             if runner is None:
                 raise self._why_unknown(env_id)
-            specs = self._spec_shipper.ship(self._news_for(runner))
+            news = self._news_for(runner)
+            request = m.FindSpec(env_id, self._spec_shipper.ship(news))
             try:
-                reply = runner.channel.receive(runner.channel.send(m.FindSpec(env_id, specs)), self.step_timeout_s)
+                reply = runner.channel.receive(runner.channel.send(request), self.step_timeout_s)
             except EnvRunnerLostError as error:
                 losses += 1
                 if losses == ATTEMPTS:
@@ -250,6 +251,7 @@ class Session:
                 ) from None
             if isinstance(reply, m.RowsFailed):
                 raise RowsRaised([(runner, error) for error in reply.errors]).to_raise(env_id)
+            runner.mirrored.update((spec.id, spec) for spec in news)
             if reply.spec is not None:
                 warn_again(reply.warned)
                 return reply.spec

@@ -8,6 +8,7 @@ came up without a simulator process (by an autoscaler, `ray up`, KubeRay) names 
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib
 import importlib.util
 import os
@@ -226,7 +227,9 @@ class _WrapperWithCode(WrapperSpec):
     """A wrapper's spec that arrives with the wrapper's class. Gymnasium takes no class there, only a name for one."""
 
     def __reduce__(self) -> Any:
-        return _arrived_wrapper, (self.name, load_env_creator(self.entry_point), self.kwargs)
+        wrapper_class = load_env_creator(self.entry_point)
+        key = f"arrived_{hashlib.sha256(ship(wrapper_class)).hexdigest()[:16]}"  # the same on every env runner
+        return _arrived_wrapper, (self.name, key, wrapper_class, self.kwargs)
 
     def __copy__(self) -> _WrapperWithCode:
         return self
@@ -244,8 +247,7 @@ def _wrapper_with_code(wrapper: WrapperSpec) -> WrapperSpec:
 _arrived: dict[str, Any] = {}  # wrappers' classes by the names under which they are found here
 
 
-def _arrived_wrapper(name: str, wrapper_class: Any, kwargs: Any) -> WrapperSpec:
-    key = f"arrived_{len(_arrived)}"
+def _arrived_wrapper(name: str, key: str, wrapper_class: Any, kwargs: Any) -> WrapperSpec:
     _arrived[key] = wrapper_class
     return WrapperSpec(name, f"{__name__}:{key}", kwargs)
 

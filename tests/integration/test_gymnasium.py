@@ -16,7 +16,7 @@ import envs
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs.registration import EnvSpec, WrapperSpec
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from processes import Way
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -368,6 +368,16 @@ def test_a_spec_makes_it_again(trainer: Way) -> None:
     assert again.spec == wrapped.spec
     for env in (wrapped, again, vec):
         env.close()
+    most = WrapperSpec("AtMost", f"{__name__}:AtMost", {"most": 0.5})
+    gym.register("Wrapped-v0", entry_point=envs.CountingEnv, additional_wrappers=(most,))
+    try:
+        for _ in range(2):  # the second time its env runners know it
+            vec = gym.make_vec("Wrapped-v0", 2, vectorization_mode="sync")
+            vec.reset()
+            assert vec.step(np.full(2, 2))[1].tolist() == [0.5] * 2
+            vec.close()
+    finally:
+        del gym.registry["Wrapped-v0"]
     unregistered = gym.make(EnvSpec("Mine-v0", entry_point=envs.CountingEnv))
     assert unregistered.spec is not None and gym.make(unregistered.spec).reset()[0].max() == 5
     gym.register("Mine-v1", entry_point="envs:CountingEnv", kwargs={})
