@@ -23,7 +23,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import gymnasium.error
-from gymnasium.envs.registration import EnvSpec, parse_env_id
+from gymnasium.envs.registration import parse_env_id
 from gymnasium.envs.registration import registry as trainers_registry
 from gymnasium.vector import AutoresetMode
 
@@ -80,6 +80,7 @@ class Session:
         self._at_most: int | None = None  # env runners placed at once, while RLlib builds an algorithm
         self._freed_until = 0.0  # for so long Ray counts units as held that were given back
         self._spec_shipper = registrations.SpecShipper()
+        self._registered: Mapping[str, registrations.Shipped] = {}  # as it was sent with the last factories
         self._undo = UndoLog()
         self._waiting_for_imports: list[AfterImport] = []
         self._at_end: list[Callable[[], None]] = []
@@ -216,14 +217,15 @@ class Session:
         chosen = sorted(runners, key=lambda runner: runner.rows)[: len(row_ranges)]
         chosen.sort(key=self.runners.index)
         shipped = [ship(list(factories[rows.start : rows.stop])) for rows in row_ranges]
-        news = [self._news_for(runner) for runner in chosen]
+        self._registered = self._registered_now(self.runners)
+        news = [self._news_for(runner, self._registered) for runner in chosen]
         assignments = [
-            Assignment(runner, rows, data, self._spec_shipper.ship(specs))
+            Assignment(runner, rows, data, registrations.packed(specs))
             for runner, rows, data, specs in zip(chosen, row_ranges, shipped, news, strict=True)
         ]
         core = VectorCore.open(assignments, semantics, autoreset_mode, env_id or "", self)
         for runner, specs in zip(chosen, news, strict=True):
-            runner.mirrored.update((spec.id, spec) for spec in specs)
+            runner.mirrored.update(specs)
         return core
 
     def find_spec(self, env_id: str) -> Any:
@@ -234,8 +236,8 @@ class Session:
             runner = next((one for one in self._runners_for(env_id) if one.simulator not in asked), None)
             if runner is None:
                 raise self._why_unknown(env_id)
-            news = self._news_for(runner)
-            request = m.FindSpec(env_id, self._spec_shipper.ship(news))
+            news = self._news_for(runner, self._registered_now([runner]))
+            request = m.FindSpec(env_id, registrations.packed(news))
             try:
                 reply = runner.channel.receive(runner.channel.send(request), self.step_timeout_s)
             except EnvRunnerLostError as error:
@@ -251,7 +253,7 @@ class Session:
                 ) from None
             if isinstance(reply, m.RowsFailed):
                 raise RowsRaised([(runner, error) for error in reply.errors]).to_raise(env_id)
-            runner.mirrored.update((spec.id, spec) for spec in news)
+            runner.mirrored.update(news)
             if reply.spec is not None:
                 warn_again(reply.warned)
                 return reply.spec
@@ -415,20 +417,16 @@ class Session:
         """See `vector.recovery.Rescuer.give_up`."""
         self.fleet.give_up(runner)
 
-    def registered(self) -> dict[str, EnvSpec]:
+    def registered(self) -> Mapping[str, registrations.Shipped]:
         """See `vector.recovery.Rescuer.registered`."""
-        return {
-            env_id: spec
-            for env_id, spec in trainers_registry.items()
-            if not all(env_id in runner.environments for runner in self.runners)
-        }
+        return self._registered
 
-    def specs_for(self, runner: RunnerLink, registered: Mapping[str, EnvSpec]) -> bytes:
+    def specs_for(self, runner: RunnerLink, registered: Mapping[str, registrations.Shipped]) -> bytes:
         """See `vector.recovery.Rescuer.specs_for`."""
-        specs = {**trainers_registry, **registered}
-        lacking = {env_id: spec for env_id, spec in specs.items() if env_id not in runner.environments}
+        specs = {**self._registered_now([runner]), **registered}
+        lacking = {env_id: one for env_id, one in specs.items() if env_id not in runner.environments}
         runner.mirrored.update(lacking)
-        return self._spec_shipper.ship(lacking.values())
+        return registrations.packed(lacking)
 
     @property
     def step_timeout_s(self) -> float | None:
@@ -486,13 +484,24 @@ class Session:
             return []
         return sorted(one.name for one in everyone if one.name not in ours and knows(one.info.environments, env_id))
 
-    def _news_for(self, runner: RunnerLink) -> list[EnvSpec]:
-        """The trainer's registrations that this env runner's simulator lacks and that it was not sent yet."""
-        return [
+    def _registered_now(self, among: Collection[RunnerLink]) -> dict[str, registrations.Shipped]:
+        """The trainer's registrations that a simulator of these env runners lacks."""
+        lacking = [
             spec
             for env_id, spec in trainers_registry.items()
-            if env_id not in runner.environments and runner.mirrored.get(env_id) is not spec
+            if not all(env_id in runner.environments for runner in among)
         ]
+        return self._spec_shipper.ship(lacking)
+
+    def _news_for(
+        self, runner: RunnerLink, registered: Mapping[str, registrations.Shipped]
+    ) -> dict[str, registrations.Shipped]:
+        """What this env runner's simulator lacks of these, and it was not sent as it is now."""
+        return {
+            env_id: one
+            for env_id, one in registered.items()
+            if env_id not in runner.environments and runner.mirrored.get(env_id) is not one
+        }
 
     # ---- closing ---------------------------------------------------------------------------------------------
 

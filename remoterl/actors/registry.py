@@ -157,16 +157,21 @@ def with_own_entry_points(spec: EnvSpec | None, asked: str | EnvSpec) -> EnvSpec
     return spec
 
 
+Shipped = bytes | StaysLocal  # of a spec: why it can't travel
+
+
 class SpecShipper:
-    """Pickles a trainer's registrations for simulators, each once however many env runners get it."""
+    """Pickles a trainer's registrations for simulators: once, or each time where the script's own code is in them.
+
+    What a class or its module is like may change between two calls, as may a spec's arguments.
+    """
 
     def __init__(self) -> None:
-        self._shipped: dict[str, tuple[EnvSpec, bytes | StaysLocal]] = {}
+        self._shipped: dict[str, Shipped] = {}
 
-    def ship(self, specs: Iterable[EnvSpec]) -> bytes:
-        """All of these in one message; None for those that can't travel."""
-        shipped = {spec.id: data if isinstance(data := self._one(spec), bytes) else None for spec in specs}
-        return pickle.dumps(shipped) if shipped else b""
+    def ship(self, specs: Iterable[EnvSpec]) -> dict[str, Shipped]:
+        """Each by its id, as it is now; the very object of before where that is the same."""
+        return {spec.id: self._one(spec) for spec in specs}
 
     def why_it_stays(self, unknown: str) -> StaysLocal | None:
         """Why what the trainer registered can't travel; None where it can, or there is nothing.
@@ -174,24 +179,39 @@ class SpecShipper:
         Args:
             unknown: what Gymnasium calls unknown: an id, its name without the version, or its namespace.
         """
-        for env_id, spec in registry.items():
+        for env_id, spec in list(registry.items()):  # what is pickled may be imported, and register others
             named = unknown in (env_id, env_id.rpartition("-v")[0], env_id.partition("/")[0])
             if named and isinstance(shipped := self._one(spec), StaysLocal):
                 return StaysLocal(f"{env_id} is registered here, and can't travel: {shipped}")
         return None
 
-    def _one(self, spec: EnvSpec) -> bytes | StaysLocal:
+    def _one(self, spec: EnvSpec) -> Shipped:
         known = self._shipped.get(spec.id)
-        if known is not None and known[0] is spec:
-            return known[1]
-        data: bytes | StaysLocal
+        if known is not None and known == _by_name(spec):
+            return known
+        data: Shipped
         try:
             data = ship(with_local_code(spec))
         except StaysLocal as error:
             logger.debug("%s stays on the trainer: %s", spec.id, error)
             data = error
-        self._shipped[spec.id] = (spec, data)
-        return data
+        if data != known:
+            self._shipped[spec.id] = data
+        return self._shipped[spec.id]
+
+
+def _by_name(spec: EnvSpec) -> bytes | None:
+    """The same as `ship` makes of a spec whose code is all installed, in a hundredth of the time."""
+    try:
+        data = pickle.dumps(spec, protocol=5)
+    except Exception:
+        return None
+    return None if b"__main__" in data else data
+
+
+def packed(specs: Mapping[str, Shipped]) -> bytes:
+    """All of these in one message, for `add_specs`; None for those that can't travel."""
+    return pickle.dumps({env_id: one if isinstance(one, bytes) else None for env_id, one in specs.items()})
 
 
 def with_local_code(spec: EnvSpec) -> EnvSpec:

@@ -72,7 +72,7 @@ class RunnerLink:
     rows: int = 0
     replaced_by: RunnerLink | None = None
     cause: str = ""  # Ray's account of how it was lost
-    mirrored: dict[str, Any] = field(default_factory=dict)  # env id -> the trainer's EnvSpec that it was sent
+    mirrored: dict[str, Any] = field(default_factory=dict)  # env id -> the trainer's, as it was sent
 
     @property
     def place(self) -> str:

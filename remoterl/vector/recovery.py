@@ -61,7 +61,7 @@ class Rescuer(Protocol):
         """End an env runner that does not answer; its rows are lost."""
 
     def registered(self) -> Mapping[str, Any]:
-        """What the trainer has registered, and a simulator lacks, as it is now: env id -> EnvSpec."""
+        """What the trainer has registered, and a simulator lacks, by ids: as it goes with the rows that are made."""
 
     def specs_for(self, runner: Any, registered: Mapping[str, Any]) -> bytes:
         """The trainer's registrations that the env runner's simulator lacks, as `OpenRows` takes them.

@@ -345,6 +345,31 @@ def test_an_id_with_its_module_beside_the_script(trainer: Way, tmp_path: Path, m
         sys.modules.pop("my_arms", None)
 
 
+def test_an_id_stands_for_the_code_of_now(trainer: Way, monkeypatch: Any) -> None:
+    """As where a notebook's cell is run again."""
+
+    def longest() -> float:
+        env = gym.make("Cell-v0")
+        found = float(env.reset()[0].max())
+        env.close()
+        return found
+
+    module = sys.modules[__name__]
+    gym.register("Cell-v0", entry_point=f"{__name__}:Cell", kwargs={"length": 3})
+    try:
+        monkeypatch.setattr(module, "Cell", type("Cell", (envs.CountingEnv,), {}), raising=False)
+        assert longest() == 3
+        gym.spec("Cell-v0").kwargs["length"] = 4
+        assert longest() == 4
+        vec = gym.make_vec("Cell-v0", 4, vectorization_mode="sync")
+        longer = type("Cell", (envs.CountingEnv,), {"_observation": lambda self: np.array([0, 9], np.float32)})
+        monkeypatch.setattr(module, "Cell", longer)
+        assert longest() == 9 and vec.reset()[0].max() == 4
+        vec.close()
+    finally:
+        del gym.registry["Cell-v0"]
+
+
 class AtMost(gym.RewardWrapper, gym.utils.RecordConstructorArgs):
     """A wrapper of the script's own, which a spec can name."""
 

@@ -1,0 +1,64 @@
+"""How a trainer's registrations are sent, without Ray."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import gymnasium
+import pytest
+from gymnasium.envs.registration import EnvSpec
+
+from remoterl import shipping
+from remoterl.actors import registry
+from remoterl.actors.registry import SpecShipper
+
+GRID = """
+import gymnasium
+SIZE = 8
+class Grid(gymnasium.Env):
+    def size(self): return SIZE
+"""
+
+
+@pytest.fixture
+def grids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A module beside the script."""
+    module = ModuleType("grids")
+    module.__file__ = str(tmp_path / "grids.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shipping, "_beside_by_name", {})  # as of this folder
+    monkeypatch.setitem(sys.modules, "grids", module)
+    exec(GRID, vars(module))
+    return module
+
+
+def test_an_id_stands_for_the_code_of_now(grids: Any) -> None:
+    shipper, spec = SpecShipper(), EnvSpec("Grid-v0", entry_point="grids:Grid", kwargs={"n": 1})
+
+    def shipped() -> Any:
+        return shipper.ship([spec])["Grid-v0"]
+
+    def set_size() -> None:
+        grids.SIZE = 16
+
+    def run_its_cell_again() -> None:
+        exec(GRID, vars(grids))
+
+    last = shipped()
+    for change in (set_size, run_its_cell_again, lambda: spec.kwargs.update(n=2)):
+        assert shipped() is last
+        change()
+        assert shipped() != last
+        last = shipped()
+
+
+def test_what_is_installed_is_pickled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(registry, "ship", lambda spec, ship=registry.ship: asked.append(spec.id) or ship(spec))
+    specs = [spec for spec in gymnasium.registry.values() if str(spec.entry_point).startswith("gymnasium.")]
+    shipper = SpecShipper()
+    first = shipper.ship(specs)
+    assert shipper.ship(specs) == first and asked == [spec.id for spec in specs]
