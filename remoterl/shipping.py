@@ -42,6 +42,7 @@ SUBSTITUTES: dict[tuple[str, str], tuple[str, str]] = {
         "remoterl.actors.monitor",
         "require_gymnasium_env",
     ),
+    ("remoterl.patches.stable_baselines3", "folder_here"): ("remoterl.actors.monitor", "no_folder"),
 }
 
 

@@ -112,3 +112,7 @@ def require_gymnasium_env(env: Any) -> gymnasium.Env:
         f"The environment is of type {type(env)}, not a Gymnasium environment. OpenAI Gym environments are "
         "not supported on simulators: convert it with shimmy inside the factory."
     )
+
+
+def no_folder(_: str) -> None:
+    """Stands in for the folder that `make_vec_env(monitor_dir=...)` names, which is one of the trainer's machine."""

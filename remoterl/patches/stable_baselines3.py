@@ -10,7 +10,7 @@ from types import FunctionType
 from typing import Any, cast
 
 from stable_baselines3.common import env_util
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
 from remoterl.messages import Semantics
 from remoterl.patches.backend import is_local
@@ -57,14 +57,27 @@ def remote_make_vec_env(**arguments: Any) -> VecEnv:
     folder = arguments["monitor_dir"]
     if folder is None:
         return original(**arguments)
-    vec_env = original(**{**arguments, "monitor_dir": None})
-    if not isinstance(vec_env, (RemoteDummyVecEnv, RemoteSubprocVecEnv)):  # a class of the script's, or kept local
-        vec_env.close()
-        return original(**arguments)
-    options = arguments["monitor_kwargs"] or {}
-    extra_keys = tuple(options.get("reset_keywords", ())) + tuple(options.get("info_keywords", ()))
-    vec_env.keep_logs(folder, arguments["start_index"], extra_keys, options.get("override_existing", True))
+    vec_env = original(**{**arguments, "monitor_dir": _FolderHere(folder)})
+    rows = vec_env
+    while isinstance(rows, VecEnvWrapper):
+        rows = rows.venv
+    if isinstance(rows, (RemoteDummyVecEnv, RemoteSubprocVecEnv)):
+        options = arguments["monitor_kwargs"] or {}
+        extra_keys = tuple(options.get("reset_keywords", ())) + tuple(options.get("info_keywords", ()))
+        rows.keep_logs(folder, arguments["start_index"], extra_keys, options.get("override_existing", True))
     return vec_env
+
+
+class _FolderHere(str):
+    """A `monitor_dir` that is none on a simulator: a factory that is shipped writes no files, its trainer does."""
+
+    def __reduce__(self) -> Any:
+        return folder_here, (str(self),)
+
+
+def folder_here(folder: str) -> str:
+    """Where a factory goes to another process of this machine; `shipping` has a substitute for it."""
+    return folder
 
 
 _make_vec_env_original = env_util.make_vec_env.__code__

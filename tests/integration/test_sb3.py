@@ -127,6 +127,36 @@ def test_monitor_files_are_on_the_trainers_machine(trainer: Way, tmp_path: Path)
     assert len(get_monitor_files(str(folder))) == 3
 
 
+def test_monitor_files_of_an_env_that_lives_here(trainer: Way, tmp_path: Path) -> None:
+    from stable_baselines3.common.env_util import make_vec_env
+
+    live, asked = envs.CountingEnv(), []
+    live.close = lambda: pytest.fail("it was closed")  # type: ignore[method-assign]
+    vec = make_vec_env(lambda: asked.append(1) or live, monitor_dir=str(tmp_path))
+    assert vec.unwrapped is vec and vec.envs[0].unwrapped is live and len(asked) == 1  # type: ignore[attr-defined]
+    vec.reset()
+    for _ in range(5):
+        vec.step(np.array([2]))
+    vec.envs[0].results_writer.close()  # type: ignore[attr-defined]
+    assert (tmp_path / "0.monitor.csv").read_text().splitlines()[2].startswith("10.0,5,")
+
+
+def test_monitor_files_of_a_vec_env_in_a_wrapper(trainer: Way, tmp_path: Path) -> None:
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
+
+    def wrapped(fns: Any) -> VecNormalize:
+        return VecNormalize(SubprocVecEnv(fns))
+
+    vec = make_vec_env(envs.CountingEnv, 2, monitor_dir=str(tmp_path), vec_env_cls=wrapped)
+    assert type(vec).__name__ == "VecNormalize" and type(vec.unwrapped).__name__ == "RemoteSubprocVecEnv"
+    vec.reset()
+    for _ in range(5):
+        vec.step(np.array([0, 2]))
+    vec.close()
+    assert (tmp_path / "1.monitor.csv").read_text().splitlines()[2].startswith("10.0,5,")
+
+
 def test_atari_wrappers_say_what_they_need(trainer: Way) -> None:
     from stable_baselines3.common.env_util import make_atari_env
 
