@@ -55,7 +55,7 @@ class OpenRows(NamedTuple):
     factories: bytes  # shipped list, one callable a row
     semantics: Semantics
     autoreset_mode: AutoresetMode
-    specs: bytes  # shipped dict, env id -> EnvSpec: the trainer's registrations that this simulator lacks
+    news: bytes  # the trainer's registrations and sources that this env runner lacks (see `actors.registry.News`)
     restarts: int = 0  # env runners that the trainer has lost and replaced so far
 
 
@@ -137,7 +137,7 @@ class FindSpec(NamedTuple):
     """Ask for the EnvSpec of an id as this simulator knows it. Answered by `SpecFound`."""
 
     env_id: str
-    specs: bytes
+    news: bytes
 
 
 # ---- replies: env runner -> trainer ---------------------------------------------------------------------
@@ -242,7 +242,7 @@ class SpecFound(NamedTuple):
 
 
 class RowError(NamedTuple):
-    """What one row raised. `exception` is pickled, None where it can't be."""
+    """What one row raised. `exception` is pickled, None where it can't be. `lacks`: a module that was not found."""
 
     row: int
     env: str
@@ -250,6 +250,7 @@ class RowError(NamedTuple):
     type_name: str
     message: str
     traceback: str
+    lacks: str = ""
 
 
 class RowsFailed(NamedTuple):

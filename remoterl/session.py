@@ -33,6 +33,8 @@ from remoterl._logging import logger
 from remoterl.actors import directory
 from remoterl.actors import registry as registrations
 from remoterl.actors.leash import Leash
+from remoterl.actors.registry import News
+from remoterl.actors.sources import Source, lies_beside_the_script, sources_of
 from remoterl.channels.base import Late
 from remoterl.cluster.connection import Connection, connect, no_sigterm_handler_of_ray
 from remoterl.cluster.watch import HubWatch
@@ -81,6 +83,7 @@ class Session:
         self._freed_until = 0.0  # for so long Ray counts units as held that were given back
         self._spec_shipper = registrations.SpecShipper()
         self._registered: Mapping[str, registrations.Shipped] = {}  # as it was sent with the last factories
+        self._sources: dict[str, dict[str, Source]] = {}  # of modules beside the script that env runners lacked
         self._undo = UndoLog()
         self._waiting_for_imports: list[AfterImport] = []
         self._at_end: list[Callable[[], None]] = []
@@ -163,18 +166,28 @@ class Session:
     ) -> VectorCore:
         """See `patches.backend.Backend.open`."""
         lacking: set[str] = set()
+        named: set[str] = set()
         losses = 0
         while True:
             runners = [runner for runner in self._runners_for(env_id) if runner.simulator not in lacking]
             try:
                 core = self._open_on(runners, factories, semantics, autoreset_mode, env_id)
-            except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
-                # A factory made an id (or imported its module) that these simulators don't have; others may.
+            except EnvRunnerLostError as error:
+                losses += 1
+                if losses == ATTEMPTS:
+                    raise self._often_lost(env_id, error) from error
+                if any(runner.channel.lost for runner in runners):  # since it was last used, perhaps
+                    continue
+                raise
+            except Exception as error:
                 rows: RowsRaised | None = getattr(error, "remote_rows", None)
                 if rows is None:
                     raise
-                if self._imported_here(error):
+                if self._imported_here(error) or self._sources_found(rows, named):
                     continue
+                if not isinstance(error, (gymnasium.error.UnregisteredEnv, ModuleNotFoundError)):
+                    raise
+                # A factory made an id (or imported its module) that these simulators don't have; others may.
                 lacking |= {runner.simulator for runner, _ in rows.errors}
                 if any(runner.simulator not in lacking for runner in runners):
                     continue
@@ -182,13 +195,6 @@ class Session:
                     if self._move_to(_named_id(error), lacking):
                         continue
                     raise self._why_unknown(_named_id(error)) from error
-                raise
-            except EnvRunnerLostError as error:
-                losses += 1
-                if losses == ATTEMPTS:
-                    raise self._often_lost(env_id, error) from error
-                if any(runner.channel.lost for runner in runners):  # since it was last used, perhaps
-                    continue
                 raise
             self._cores.add(core)
             if any("human" in opened.render_modes for opened in core.opened):  # set in a factory or a spec
@@ -200,10 +206,25 @@ class Session:
         """Was it for want of a module beside the script, which is imported now? What it registers travels."""
         named = re.search(r"Check whether '([^']+)' contains env registration", str(error))
         module = named[1] if named else ""
-        if not module or module in sys.modules or not registrations.lies_beside_the_script(module):
+        if not module or module in sys.modules or not lies_beside_the_script(module):
             return False
         importlib.import_module(module)
         return True
+
+    def _sources_found(self, rows: RowsRaised, named: set[str]) -> bool:
+        """Was it for want of modules beside the script, whose sources go to the env runners from now on?
+
+        Args:
+            named: modules for want of which the same call failed before; those of this failure are added.
+        """
+        tops = [(runner, error.lacks.partition(".")[0]) for runner, error in rows.errors]
+        missing = {top for runner, top in tops if top and top not in runner.sources} - named
+        named |= missing
+        for top in missing - self._sources.keys():
+            if sources := sources_of(top):
+                logger.debug("%s was not imported here: its sources are sent along", top)
+                self._sources[top] = sources
+        return not missing.isdisjoint(self._sources)
 
     def _open_on(
         self,
@@ -218,28 +239,30 @@ class Session:
         chosen.sort(key=self.runners.index)
         shipped = [ship(list(factories[rows.start : rows.stop])) for rows in row_ranges]
         self._registered = self._registered_now(self.runners)
-        news = [self._news_for(runner, self._registered) for runner in chosen]
+        news = [self._news_of(self._registered, runner) for runner in chosen]
         assignments = [
-            Assignment(runner, rows, data, registrations.packed(specs))
-            for runner, rows, data, specs in zip(chosen, row_ranges, shipped, news, strict=True)
+            Assignment(runner, rows, data, told.packed())
+            for runner, rows, data, told in zip(chosen, row_ranges, shipped, news, strict=True)
         ]
         core = VectorCore.open(assignments, semantics, autoreset_mode, env_id or "", self)
-        for runner, specs in zip(chosen, news, strict=True):
-            runner.mirrored.update(specs)
+        for runner, told in zip(chosen, news, strict=True):
+            _was_told(runner, told)
         return core
 
     def find_spec(self, env_id: str) -> Any:
         """See `patches.backend.Backend.find_spec`."""
         asked: set[str] = set()
+        named: set[str] = set()
         losses = 0
         while True:
             runner = next((one for one in self._runners_for(env_id) if one.simulator not in asked), None)
             if runner is None:
                 raise self._why_unknown(env_id)
-            news = self._news_for(runner, self._registered_now([runner]))
-            request = m.FindSpec(env_id, registrations.packed(news))
+            news = self._news_of(self._registered_now([runner]), runner)
             try:
-                reply = runner.channel.receive(runner.channel.send(request), self.step_timeout_s)
+                reply = runner.channel.receive(
+                    runner.channel.send(m.FindSpec(env_id, news.packed())), self.step_timeout_s
+                )
             except EnvRunnerLostError as error:
                 losses += 1
                 if losses == ATTEMPTS:
@@ -252,8 +275,11 @@ class Session:
                     f"which was asked for {env_id}. It is ended; the next call goes on without it."
                 ) from None
             if isinstance(reply, m.RowsFailed):
-                raise RowsRaised([(runner, error) for error in reply.errors]).to_raise(env_id)
-            runner.mirrored.update(news)
+                raised = RowsRaised([(runner, error) for error in reply.errors])
+                if self._sources_found(raised, named):
+                    continue
+                raise raised.to_raise(env_id)
+            _was_told(runner, news)
             if reply.spec is not None:
                 warn_again(reply.warned)
                 return reply.spec
@@ -421,12 +447,12 @@ class Session:
         """See `vector.recovery.Rescuer.registered`."""
         return self._registered
 
-    def specs_for(self, runner: RunnerLink, registered: Mapping[str, registrations.Shipped]) -> bytes:
-        """See `vector.recovery.Rescuer.specs_for`."""
+    def news_for(self, runner: RunnerLink, registered: Mapping[str, registrations.Shipped]) -> bytes:
+        """See `vector.recovery.Rescuer.news_for`."""
         specs = {**self._registered_now([runner]), **registered}
-        lacking = {env_id: one for env_id, one in specs.items() if env_id not in runner.environments}
-        runner.mirrored.update(lacking)
-        return registrations.packed(lacking)
+        news = News({env_id: one for env_id, one in specs.items() if env_id not in runner.environments}, self._sources)
+        _was_told(runner, news)
+        return news.packed()
 
     @property
     def step_timeout_s(self) -> float | None:
@@ -493,15 +519,16 @@ class Session:
         ]
         return self._spec_shipper.ship(lacking)
 
-    def _news_for(
-        self, runner: RunnerLink, registered: Mapping[str, registrations.Shipped]
-    ) -> dict[str, registrations.Shipped]:
-        """What this env runner's simulator lacks of these, and it was not sent as it is now."""
-        return {
-            env_id: one
-            for env_id, one in registered.items()
-            if env_id not in runner.environments and runner.mirrored.get(env_id) is not one
-        }
+    def _news_of(self, registered: Mapping[str, registrations.Shipped], runner: RunnerLink) -> News:
+        """What this env runner lacks of these registrations and of the sources, and was not sent as it is now."""
+        return News(
+            {
+                env_id: one
+                for env_id, one in registered.items()
+                if env_id not in runner.environments and runner.mirrored.get(env_id) is not one
+            },
+            {top: sources for top, sources in self._sources.items() if top not in runner.sources},
+        )
 
     # ---- closing ---------------------------------------------------------------------------------------------
 
@@ -627,6 +654,11 @@ def _call_all(functions: Iterable[Callable[[], None]]) -> None:
             function()
         except Exception as error:
             logger.warning("While the session was closed: %s", error)
+
+
+def _was_told(runner: RunnerLink, news: News) -> None:
+    runner.mirrored.update(news.specs)
+    runner.sources.update(news.sources)
 
 
 def _kind_of_unknown(env_id: str, known: Collection[str]) -> type[UnknownEnvironmentError]:

@@ -159,7 +159,7 @@ class EnvRunner:
 
     def _open(self, request: m.OpenRows) -> m.RowsOpened:
         self._trainer = dataclasses.replace(self._trainer, restarts=request.restarts)
-        registry.add_specs(request.specs, self._own_ids)
+        registry.add_news(request.news, self._own_ids)
         if (earlier := self._rows.pop(request.vector_id, None)) is not None:  # the trainer was interrupted as it asked
             earlier.close()
         found: list[m.Warned] = []
@@ -212,11 +212,12 @@ class EnvRunner:
         return m.RowsCalled([])
 
     def _find_spec(self, request: m.FindSpec) -> m.SpecFound:
-        registry.add_specs(request.specs, self._own_ids)
+        registry.add_news(request.news, self._own_ids)
         found: list[m.Warned] = []
         try:
             with warned.collected(found):
                 spec = _resolve(request.env_id)
+            registry.require_loaded(spec)
             return m.SpecFound(registry.portable_spec(spec), found)
         except (gymnasium.error.UnregisteredEnv, gymnasium.error.Error, ModuleNotFoundError):
             return m.SpecFound(None)

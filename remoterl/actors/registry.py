@@ -13,12 +13,11 @@ import importlib
 import importlib.util
 import os
 import pickle
-import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cloudpickle
 import gymnasium
@@ -26,8 +25,9 @@ from gymnasium.envs import registration
 from gymnasium.envs.registration import EnvSpec, WrapperSpec, load_env_creator, registry
 
 from remoterl._logging import logger
+from remoterl.actors.sources import Source, lies_beside_the_script, serve
 from remoterl.errors import NotShippableError
-from remoterl.shipping import StaysLocal, dumps, is_beside_the_script, is_found_beside, ship, unship
+from remoterl.shipping import StaysLocal, dumps, ship, unship
 
 ENTRY_POINTS = ("entry_point", "vector_entry_point")  # of an EnvSpec
 REGISTRY_VARIABLE = "REMOTERL_REGISTRY"
@@ -209,9 +209,17 @@ def _by_name(spec: EnvSpec) -> bytes | None:
     return None if b"__main__" in data else data
 
 
-def packed(specs: Mapping[str, Shipped]) -> bytes:
-    """All of these in one message, for `add_specs`; None for those that can't travel."""
-    return pickle.dumps({env_id: one if isinstance(one, bytes) else None for env_id, one in specs.items()})
+class News(NamedTuple):
+    """What one env runner is sent of what the trainer has and it lacks."""
+
+    specs: dict[str, Shipped]  # by ids
+    sources: dict[str, dict[str, Source]]  # of modules beside the script, by the name of each one's top package
+
+    def packed(self) -> bytes:
+        """In one message, for `add_news`; None for a spec that can't travel."""
+        specs = {env_id: one if isinstance(one, bytes) else None for env_id, one in self.specs.items()}
+        sources = {name: source for package in self.sources.values() for name, source in package.items()}
+        return pickle.dumps((specs, sources)) if specs or sources else b""
 
 
 def with_local_code(spec: EnvSpec) -> EnvSpec:
@@ -278,17 +286,6 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def lies_beside_the_script(module_name: str) -> bool:
-    """Does this module, imported or not, lie beside the script?"""
-    top = module_name.split(".")[0]
-    if top in sys.modules:
-        return is_beside_the_script(sys.modules[top])
-    try:
-        return is_found_beside(importlib.util.find_spec(top))
-    except (ImportError, ValueError):
-        return False
-
-
 class MirroredCreator:
     """RLlib's kind of environment creator, for an id that only the trainer registered: its spec travels along.
 
@@ -312,20 +309,27 @@ class MirroredCreator:
 
 
 _mirrored: set[str] = set()  # ids that are the trainer's
+_unloaded: dict[str, bytes] = {}  # of these what could not be loaded here
 
 
-def add_specs(data: bytes, own: frozenset[str]) -> None:
-    """Register in an env runner what the trainer mirrored, but never over the simulator's own (`own`).
+def add_news(data: bytes, own: frozenset[str]) -> None:
+    """In an env runner: let the trainer's sources be imported, and register what it mirrored.
 
-    What can't travel is registered nowhere here, also where an earlier registration of its id could.
+    Never over the simulator's own ids (`own`). What can't travel is registered nowhere here, also where an earlier
+    registration of its id could.
     """
     if not data:
         return
+    specs, sources = pickle.loads(data)
+    serve(sources)
+    if sources:
+        specs = {**_unloaded, **specs}
     with may_register_again():
-        for env_id, spec in pickle.loads(data).items():
+        for env_id, spec in specs.items():
             if env_id in own:
                 continue
             _mirrored.add(env_id)
+            _unloaded.pop(env_id, None)
             if spec is None:
                 registry.pop(env_id, None)
                 continue
@@ -333,7 +337,14 @@ def add_specs(data: bytes, own: frozenset[str]) -> None:
                 registry[env_id] = cloudpickle.loads(spec)
             except Exception as error:  # a package that is not here; it matters only to who makes this id
                 logger.debug("the trainer's %s can't be loaded here: %s", env_id, error)
-                registry[env_id] = EnvSpec(env_id, entry_point=_Unloadable(env_id, str(error)))
+                _unloaded[env_id] = spec
+                registry[env_id] = EnvSpec(env_id, entry_point=_Unloadable(env_id, error))
+
+
+def require_loaded(spec: EnvSpec | None) -> None:
+    """Raise what making this would raise where it is the trainer's and could not be loaded here."""
+    if spec is not None and isinstance(spec.entry_point, _Unloadable):
+        spec.entry_point()
 
 
 @contextmanager
@@ -347,15 +358,15 @@ def may_register_again() -> Iterator[None]:
 class _Unloadable:
     """Entry point of a mirrored id whose code could not be loaded here."""
 
-    def __init__(self, env_id: str, reason: str) -> None:
+    def __init__(self, env_id: str, reason: Exception) -> None:
         self.env_id = env_id
-        self.reason = reason
+        self.reason = reason.with_traceback(None)
 
     def __call__(self, **_: Any) -> gymnasium.Env:
         raise NotShippableError(
             f"the trainer's environment {self.env_id} can't be loaded on this simulator: {self.reason}. Install its "
             "package there."
-        )
+        ) from self.reason
 
 
 def known_ids() -> frozenset[str]:

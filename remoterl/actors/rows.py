@@ -612,7 +612,17 @@ def row_error(row: int, env: str, error: BaseException) -> RowError:
         type_name=type(error).__name__,
         message=message,
         traceback="".join(traceback.format_exception(error)),
+        lacks=_lacking(error),
     )
+
+
+def _lacking(error: BaseException | None) -> str:
+    """The module for want of which it was raised, if it was: by Python, or by whoever caught that."""
+    for _ in range(_CAUSES):
+        if error is None or (isinstance(error, ModuleNotFoundError) and error.name):
+            break
+        error = error.__cause__ or error.__context__
+    return (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
 
 
 def _of_gymnasium(factory: Callable[[], Any]) -> Callable[[], gymnasium.Env]:
@@ -733,6 +743,7 @@ def _stack(values: list[Any]) -> np.ndarray:
     return np.array(values) if len(kinds) == 1 and kinds <= _SCALARS else np.stack(values)
 
 
+_CAUSES = 10  # one of the other: more than there are
 _NUMBERS = frozenset({float, np.float64, np.float32, int, bool})  # what a float64 holds exactly ...
 _EXACT = 2**53 - 1  # ... whole numbers up to here
 _SMALL_BYTES = 16_384  # what NumPy copies in no time: it is the look at each array that costs

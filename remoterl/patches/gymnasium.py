@@ -12,7 +12,8 @@ from gymnasium.envs import registration
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
-from remoterl.actors.registry import lies_beside_the_script, with_local_code, with_own_entry_points
+from remoterl.actors.registry import with_local_code, with_own_entry_points
+from remoterl.actors.sources import lies_beside_the_script
 from remoterl.errors import UnsupportedError
 from remoterl.messages import Semantics
 from remoterl.patches.backend import NO_WINDOWS, backend, building_locally, is_local

@@ -25,6 +25,7 @@ from gymnasium.vector import AutoresetMode
 
 from remoterl import messages as m
 from remoterl._logging import logger
+from remoterl.actors.sources import is_itself_beside
 from remoterl.channels.base import Channel, Late
 from remoterl.channels.codec import Landing
 from remoterl.channels.shared_memory import SharedMemory
@@ -73,6 +74,7 @@ class RunnerLink:
     replaced_by: RunnerLink | None = None
     cause: str = ""  # Ray's account of how it was lost
     mirrored: dict[str, Any] = field(default_factory=dict)  # env id -> the trainer's, as it was sent
+    sources: dict[str, Any] = field(default_factory=dict)  # top package -> what was sent of it
 
     @property
     def place(self) -> str:
@@ -87,7 +89,7 @@ class Assignment:
     runner: RunnerLink
     rows: range
     factories: bytes
-    specs: bytes
+    news: bytes
 
 
 @dataclass
@@ -187,7 +189,7 @@ class VectorCore:
             EnvRunnerLostError: an env runner is gone.
         """
         core = cls(assignments, semantics, autoreset_mode, name, rescuer)
-        requests = [core._open_request(part, given.specs) for part, given in zip(core._parts, assignments, strict=True)]
+        requests = [core._open_request(part, given.news) for part, given in zip(core._parts, assignments, strict=True)]
         for part in core._parts:
             part.runner.rows += len(part.rows)
         garbage = core._parts[0].runner.garbage
@@ -203,9 +205,9 @@ class VectorCore:
             raise
         return core
 
-    def _open_request(self, part: Part, specs: bytes) -> m.OpenRows:
+    def _open_request(self, part: Part, news: bytes) -> m.OpenRows:
         restarts = self._rescuer.restarts if self._rescuer is not None else 0
-        return m.OpenRows(part.id, tuple(part.rows), part.factories, self._semantics, self._mode, specs, restarts)
+        return m.OpenRows(part.id, tuple(part.rows), part.factories, self._semantics, self._mode, news, restarts)
 
     @property
     def closed(self) -> bool:
@@ -461,8 +463,8 @@ class VectorCore:
 
     def _make(self, part: Part) -> None:
         assert self._rescuer is not None
-        specs = self._rescuer.specs_for(part.runner, self._registered)
-        opened = self._ask_part(part, self._open_request(part, specs))
+        news = self._rescuer.news_for(part.runner, self._registered)
+        opened = self._ask_part(part, self._open_request(part, news))
         if isinstance(opened, m.RowsFailed):
             raise RowsRaised([(part.runner, row) for row in opened.errors]).to_raise(self._name)
         part.is_made = True
@@ -797,12 +799,20 @@ class RowsRaised:
             )
         elif isinstance(exception, NotShippableError):
             exception = NotShippableError(f"On {runner.place}: {exception}")
+        elif type(exception) is ModuleNotFoundError and is_itself_beside(first.lacks):
+            exception = ModuleNotFoundError(f"{str(exception).rstrip('.')}. {_HOW_IT_TRAVELS}", name=exception.name)
         exception.__cause__ = RemoteTraceback(story)
         try:
             exception.remote_rows = self  # type: ignore[attr-defined]
         except AttributeError:  # an exception with __slots__
             pass
         return exception
+
+
+_HOW_IT_TRAVELS = (
+    "It lies beside this script: import it at the top of the script and not in a function, so that it is sent along, "
+    "or give init() runtime_env={'working_dir': '.'}."
+)
 
 
 def _rebuilt(error: m.RowError) -> BaseException | None:

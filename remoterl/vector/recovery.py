@@ -63,8 +63,8 @@ class Rescuer(Protocol):
     def registered(self) -> Mapping[str, Any]:
         """What the trainer has registered, and a simulator lacks, by ids: as it goes with the rows that are made."""
 
-    def specs_for(self, runner: Any, registered: Mapping[str, Any]) -> bytes:
-        """The trainer's registrations that the env runner's simulator lacks, as `OpenRows` takes them.
+    def news_for(self, runner: Any, registered: Mapping[str, Any]) -> bytes:
+        """The trainer's registrations and sources that the env runner lacks, as `OpenRows` takes them.
 
         Args:
             registered: those of when the rows were made, which come back as what they were.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -21,6 +22,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from processes import Way
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from remoterl import shipping
 from remoterl.errors import SpaceMismatchError, UnsupportedError
 from remoterl.vector.single import RemoteEnv
 
@@ -368,6 +370,98 @@ def test_an_id_stands_for_the_code_of_now(trainer: Way, monkeypatch: Any) -> Non
         vec.close()
     finally:
         del gym.registry["Cell-v0"]
+
+
+GRID = """
+import gymnasium as gym
+import threading
+from . import sizes
+
+class Grid(gym.Env):
+    observation_space = action_space = gym.spaces.Discrete(sizes.SIZE)
+
+    def reset(self, *, seed=None, options=None):
+        return 1, {}
+
+    def step(self, action):
+        import sent_late
+
+    def file(self):
+        return __file__
+
+lock = threading.Lock()
+
+def locked():
+    return Grid(*[] if not lock.locked() else [1])
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The script's, for a while."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(shipping, "_beside_by_name", {})
+    return tmp_path
+
+
+def test_modules_that_functions_import(trainer: Way, folder: Path) -> None:
+    """They lie beside the script, which has not imported them itself; the simulators have none of them."""
+    (folder / "sent_grids" / "deep").mkdir(parents=True)  # a package without __init__.py
+    grid = folder / "sent_grids" / "deep" / "grid.py"
+    grid.write_text(GRID)
+    (folder / "sent_grids" / "deep" / "sizes.py").write_text("SIZE = 3\n")
+    (folder / "sent_ids.py").write_text(
+        "import gymnasium\nfrom sent_grids.deep.grid import Grid\ngymnasium.register('Sent-v0', Grid)\n"
+    )
+    (folder / "sent_late.py").write_text("")
+
+    def by_id() -> gym.Env:
+        import sent_ids  # noqa: F401
+
+        return gym.make("Sent-v0")
+
+    def by_class() -> gym.Env:
+        from sent_grids.deep.grid import Grid
+
+        return Grid()
+
+    for factory in (by_id, by_class):
+        vec = SyncVectorEnv([factory] * 3)
+        assert type(vec).__name__ == "RemoteSyncVectorEnv" and vec.reset()[0].tolist() == [1] * 3
+        assert vec.call("file") == (str(grid),) * 3
+        with pytest.raises(ModuleNotFoundError, match="'sent_late'. It lies beside this script: import it") as raised:
+            vec.step([0] * 3)
+        assert raised.value.name == "sent_late" and "import sent_late" in str(raised.value.__cause__)
+        vec.close()
+
+    def by_nothing() -> gym.Env:
+        import sent_grids.nothing
+
+        return sent_grids.nothing.Grid()
+
+    with pytest.raises(ModuleNotFoundError, match="named 'sent_grids.nothing'$"):
+        SyncVectorEnv([by_nothing])
+    assert not [name for name in sys.modules if name.startswith("sent_")]
+
+
+def test_a_module_that_cannot_be_pickled(trainer: Way, folder: Path) -> None:
+    """It holds a lock, say: then its sources are sent."""
+    (folder / "held_grid.py").write_text(GRID.replace("from . import sizes", "").replace("sizes.SIZE", "3"))
+    module = importlib.import_module("held_grid")
+    gym.register("Held-v0", entry_point="held_grid:locked", max_episode_steps=7)
+    try:
+        made = [
+            SyncVectorEnv([module.locked] * 2),
+            gym.make_vec("Held-v0", 2, vectorization_mode="sync"),
+            gym.make("Held-v0"),
+        ]
+        for env in made:
+            assert type(env).__name__.startswith("Remote") and np.all(env.reset()[0] == 1)
+            env.close()
+        assert made[1].spec.max_episode_steps == 7
+    finally:
+        del gym.registry["Held-v0"], sys.modules["held_grid"]
 
 
 class AtMost(gym.RewardWrapper, gym.utils.RecordConstructorArgs):

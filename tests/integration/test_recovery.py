@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import envs
@@ -24,6 +26,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 import remoterl
 from remoterl import messages as m
+from remoterl import shipping
 from remoterl._process import current_session
 from remoterl.channels.opening import open_channels
 from remoterl.channels.stream import Streams
@@ -295,6 +298,24 @@ def test_rows_come_back_as_what_they_were(mortal: Way) -> None:
             other.close()
     finally:
         del gym.registry["Twice-v0"]
+    vec.close()
+
+
+@one_way
+def test_rows_whose_module_was_sent_come_back(mortal: Way, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sent_poles.py").write_text("import gymnasium\ndef pole(): return gymnasium.make('CartPole-v1')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(shipping, "_beside_by_name", {})  # as of this folder
+
+    def factory() -> gym.Env:
+        from sent_poles import pole
+
+        return pole()
+
+    vec = gym.vector.SyncVectorEnv([factory] * ROWS)
+    kill_first()
+    assert vec.reset()[0].shape == (ROWS, 4) and "sent_poles" not in sys.modules
     vec.close()
 
 

@@ -256,8 +256,8 @@ class World:
     def registered(self) -> dict[str, Any]:
         return {}
 
-    def specs_for(self, runner: RunnerLink, registered: Mapping[str, Any]) -> bytes:
-        return ship({})
+    def news_for(self, runner: RunnerLink, registered: Mapping[str, Any]) -> bytes:
+        return b""
 
 
 def host_of(link: RunnerLink) -> Host:
@@ -556,7 +556,7 @@ class Stories(RuleBasedStateMachine):
         links = links[first % len(links) :] + links[: first % len(links)]
         ranges = split_rows(1 if kind.semantics is m.Semantics.SINGLE else rows, len(links))
         assignments = [
-            Assignment(link, own, shipped_factories(episode, len(own)), ship({}))
+            Assignment(link, own, shipped_factories(episode, len(own)), b"")
             for link, own in zip(links, ranges, strict=False)
         ]
         self.world.begin()

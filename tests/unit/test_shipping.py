@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from remoterl import shipping
-from remoterl.actors.registry import lies_beside_the_script
+from remoterl.actors.sources import lies_beside_the_script
 from remoterl.errors import NotShippableError, UnsupportedError
 from remoterl.shipping import StaysLocal, dumps, is_beside_the_script, ship, ship_exception, unship
 
