@@ -18,7 +18,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from processes import A_MINUTE_S, NO_METRICS, ONE_THREAD, Cluster, Way, clean_environment, wait_until
+from processes import A_MINUTE_S, NO_METRICS, ONE_THREAD, Cluster, Way, clean_environment, fork_children, wait_until
 from rllib_fixtures import node_names, rllib_cluster, rllib_session  # noqa: F401
 from streams import server  # noqa: F401
 
@@ -78,7 +78,8 @@ def cluster() -> Iterator[Cluster]:
 def locally() -> Iterator[Callable[..., Any]]:
     """Call a function in a process that remoterl never touched; the same call gives the result that it gave before."""
     results: dict[bytes, Any] = {}
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    clean = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=clean, initializer=fork_children) as pool:
 
         def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             key = pickle.dumps((function, args, kwargs))

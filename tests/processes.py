@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -71,6 +72,11 @@ def kill(processes: Iterable[psutil.Process]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+def fork_children() -> None:
+    """Whatever this process starts by multiprocessing is a fork of it; one that was spawned would spawn them."""
+    multiprocessing.set_start_method("fork", force=True)
 
 
 def inheriting(mark: str) -> list[str]:
