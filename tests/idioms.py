@@ -267,8 +267,7 @@ def infos_that_are_written_to() -> Any:
     from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
     seen: list[Any] = []
-    for kind in (DummyVecEnv, SubprocVecEnv):
-        envs = kind([_Fixed] * 2)
+    for envs in (DummyVecEnv([_Fixed] * 2), SubprocVecEnv([_Fixed] * 2, start_method="fork")):
         envs.reset()
         for _ in range(3):
             *_, infos = envs.step(np.zeros(2, np.int64))

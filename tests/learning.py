@@ -22,7 +22,8 @@ def train(name: str, steps: int, subproc: bool = False) -> dict[str, np.ndarray]
     from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
     torch.set_num_threads(1)
-    vec = {"seed": 3, "vec_env_cls": SubprocVecEnv if subproc else None}
+    kind = {"vec_env_cls": SubprocVecEnv, "vec_env_kwargs": {"start_method": "fork"}} if subproc else {}
+    vec: dict[str, Any] = {"seed": 3, **kind}
     small = {"policy_kwargs": {"net_arch": [16, 16]}, "seed": 3, "device": "cpu"}
     off_policy = {"learning_starts": 200, "buffer_size": 5000, "batch_size": 32, **small}
     if name == "PPO":
