@@ -26,13 +26,17 @@ SIMULATOR_PYTHON = ROOT / ".venv-simulator" / "bin" / "python"
 KEY = "a-key-for-tests"
 PATIENCE_S = 120.0  # for what has a limit of its own, on a busy machine; what is tested of limits sets its own
 A_MINUTE_S = 60.0  # in which what a trainer held has to be free, however it ended
-# Ray's own processes look less often for new log files and at what the machine does: two idle clusters take most of a
-# slow core otherwise.
+# Ray's own processes look less often for new log files, at what the machine and the nodes do, and for what is to be
+# started: two idle clusters take most of a slow core otherwise. No worker is started before there is work for it.
 QUIET_RAY = {
     "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
     "LOG_NAME_UPDATE_INTERVAL_S": "2",
     "REPORTER_UPDATE_INTERVAL_MS": "30000",
     "RAY_DASHBOARD_AGENT_LOOP_MONITOR_INTERVAL_S": "5",
+    "METRICS_RECORD_INTERVAL_S": "60",
+    "NODE_STATS_UPDATE_INTERVAL_SECONDS": "60",
+    "AUTOSCALER_UPDATE_INTERVAL_S": "30",  # a cluster that has an autoscaler sets its own
+    "RAY_prestart_worker_first_driver": "0",
 }
 # Of each cluster that a process connected to in turn but the first, Ray 2.60 goes on to export the process's metrics,
 # in vain, and one that ends just then crashes. So the tests' own process has it off, alone.
