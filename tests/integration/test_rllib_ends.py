@@ -180,17 +180,18 @@ def test_a_simulator_is_killed_in_mid_training(rllib_cluster: Cluster, node_name
 
     assert remoterl.init(KEY, address=rllib_cluster.client_address)
     try:
-        algo = ppo(3).training(train_batch_size_per_learner=4000, minibatch_size=1000).build_algo()
+        algo = ppo(3).training(train_batch_size_per_learner=2000, minibatch_size=500).build_algo()
         assert "gamma" in node_names(where(algo))
         tree[:] = gamma.tree()  # with the env runners
         began = time.monotonic()
         algo.train()
-        threading.Timer(min(1.0, (time.monotonic() - began) / 2), kill_it).start()
+        threading.Timer(min(0.5, (time.monotonic() - began) / 4), kill_it).start()
         algo.train()
         assert killed_at and killed_at[0] < time.monotonic()
         assert algo.train()["training_iteration"] == 3
         deadline = time.monotonic() + 60
         while algo.env_runner_group.num_healthy_remote_workers() < 3 and time.monotonic() < deadline:
+            time.sleep(2.0)  # the core is for the env runner that starts; an iteration is what takes it in
             algo.train()
         assert algo.env_runner_group.num_healthy_remote_workers() == 3
         assert set(node_names(where(algo))) == {"alpha", "beta"}
