@@ -18,7 +18,17 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from processes import A_MINUTE_S, NO_METRICS, ONE_THREAD, Cluster, Way, clean_environment, fork_children, wait_until
+from processes import (
+    A_MINUTE_S,
+    NO_HANDLER_OF_TUNES,
+    NO_METRICS,
+    ONE_THREAD,
+    Cluster,
+    Way,
+    clean_environment,
+    fork_children,
+    wait_until,
+)
 from rllib_fixtures import node_names, rllib_cluster, rllib_session  # noqa: F401
 from streams import server  # noqa: F401
 
@@ -47,7 +57,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
 def _no_cluster_in_the_environment() -> Iterator[None]:
     before, clean = dict(os.environ), clean_environment()
     os.environ.clear()
-    os.environ.update({**clean, NO_METRICS: "0"})
+    os.environ.update({**clean, NO_METRICS: "0", NO_HANDLER_OF_TUNES: "1"})
     yield
     os.environ.clear()
     os.environ.update(before)

@@ -41,6 +41,8 @@ QUIET_RAY = {
 # Of each cluster that a process connected to in turn but the first, Ray 2.60 goes on to export the process's metrics,
 # in vain, and one that ends just then crashes. So the tests' own process has it off, alone.
 NO_METRICS = "RAY_enable_metrics_collection"
+# Tune takes a Ctrl-C for itself: it ends its run early, as if nothing had failed, and the tests go on. Off, there alone.
+NO_HANDLER_OF_TUNES = "TUNE_DISABLE_SIGINT_HANDLER"
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # many processes on few cores
 NOTHING_REGISTERED = str(Path(tempfile.gettempdir(), "remoterl-tests-no-such-folder"))
 
@@ -65,7 +67,7 @@ def stage(name: str) -> Iterator[None]:
 
 def clean_environment(**more: str) -> dict[str, str]:
     """This process's environment without what would point at a cluster, with the tests' key and a quiet Ray."""
-    hidden = ("REMOTERL_ADDRESS", "RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE", NO_METRICS)
+    hidden = ("REMOTERL_ADDRESS", "RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE", NO_METRICS, NO_HANDLER_OF_TUNES)
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     own = {"REMOTERL_API_KEY": KEY, "REMOTERL_HOME": NOTHING_REGISTERED}
     return {**environment, **QUIET_RAY, **ONE_THREAD, **own, **more}

@@ -5,7 +5,6 @@ RLlib and torch are on these simulators; each has four units.
 
 from __future__ import annotations
 
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -38,7 +37,6 @@ def rllib_session(request: pytest.FixtureRequest, rllib_cluster: Cluster) -> Ite
     """A trainer's session, in-cluster and through Ray Client; gives which."""
     assert remoterl.init(KEY, address=rllib_cluster.address(request.param), num_env_runners=2)
     yield request.param
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # each `tune.run` leaves a handler, which takes a Ctrl-C
     remoterl.shutdown()
     assert_no_rllib_left(rllib_cluster)
 
