@@ -98,7 +98,7 @@ def test_a_scripts_own_handler_of_sigterm_stays(cluster, tmp_path: Path) -> None
         "    print('saved after', env.step(0)[1], flush=True)\n"
         "    sys.exit(7)\n"
         "signal.signal(signal.SIGTERM, save)\n"
-        f"assert remoterl.init(address={cluster.gcs_address!r})\n"
+        f"assert remoterl.init(address={cluster.gcs_address!r}, num_env_runners=1)\n"
         "env = gym.make('CartPole-v1')\n"
         "env.reset()\n"
         "print('ready', flush=True)\n"
@@ -115,7 +115,7 @@ def test_ray_shutdown_ends_the_session(cluster, caplog: pytest.LogCaptureFixture
     import ray
 
     before = patched_places()
-    assert remoterl.init(KEY, address=cluster.client_address)
+    assert remoterl.init(KEY, address=cluster.client_address, num_env_runners=1)
     ray.init()  # a script's own bare call must not fail
     ray.init(ignore_reinit_error=True)
     assert "no effect" not in caplog.text
@@ -139,7 +139,7 @@ def test_an_open_connection_is_used_and_left_open(cluster, kind: str) -> None:
         other = cluster.address("driver" if kind == "client" else "client")
         with pytest.raises(ConfigurationError, match="already connected"):
             remoterl.init(KEY, address=other)
-        assert remoterl.init(KEY)
+        assert remoterl.init(KEY, num_env_runners=1)
         ray.init()
         env = gym.make("CartPole-v1")
         env.reset()
@@ -151,38 +151,30 @@ def test_an_open_connection_is_used_and_left_open(cluster, kind: str) -> None:
         undo()
 
 
-@pytest.mark.parametrize(
-    ("end", "kind"),
-    # Exit: every example does; Ctrl-C: test_scripts; SIGKILL in the cluster: test_capacity.
-    [("exception", "driver"), ("SIGKILL", "client")],
-)
-def test_a_trainers_end_frees_its_env_runners(cluster, kind: str, end: str, tmp_path: Path) -> None:
+def test_an_exception_frees_env_runners_and_another_gymnasium_is_said(cluster, tmp_path: Path) -> None:
+    """Other ends: every example exits, test_scripts has Ctrl-C, test_links and test_capacity SIGKILL."""
     script = tmp_path / "trainer.py"
     script.write_text(
-        "import sys, time, gymnasium as gym, remoterl\n"
-        f"assert remoterl.init(address={cluster.address(kind)!r}, num_env_runners=2)\n"
+        "import gymnasium as gym\n"
+        "gym.__version__ = '1.0.0'\n"
+        "import remoterl\n"
+        f"assert remoterl.init(address={cluster.gcs_address!r}, num_env_runners=2)\n"
         "env = gym.make_vec('CartPole-v1', num_envs=4, vectorization_mode='sync')\n"
         "env.reset()\n"
-        "print('ready', flush=True)\n"
-        f"end = {end!r}\n"
-        "if end == 'exception': raise ValueError('the script failed')\n"
-        "time.sleep(120)\n"
+        "raise ValueError('the script failed')\n"
     )
-    trainer = Process(sys.executable, str(script))
-    if end.startswith("SIG"):
-        trainer.wait_for("ready")
-        assert len(env_runner_processes(cluster)) == 2
-        trainer.end(getattr(signal, end))
-    else:
-        assert trainer.process.wait(PATIENCE_S) == 1, trainer.output
+    done = run_python(script)
+    assert done.returncode == 1 and "ValueError: the script failed" in done.stderr, done.stderr
+    for simulator in ("alpha", "beta"):
+        assert done.stderr.count(f"on the simulator {simulator} and 1.0.0 here: what it returns may differ") == 1
     assert_free(cluster)
 
 
 def test_fewer_units_than_asked(cluster, caplog: pytest.LogCaptureFixture) -> None:
-    others = remoterl.reserve(12, address=cluster.gcs_address, api_key=KEY, ttl_s=600.0)
+    others = remoterl.reserve(14, address=cluster.gcs_address, api_key=KEY, ttl_s=600.0)
     with caplog.at_level(logging.WARNING, "remoterl"):
-        assert remoterl.init(KEY, address=cluster.gcs_address, num_workers=2, num_env_runners=3)
-    assert "Going on with 4 of the 6 env runners that were asked for" in caplog.text
+        assert remoterl.init(KEY, address=cluster.gcs_address, num_workers=2, num_env_runners=2)
+    assert "Going on with 2 of the 4 env runners that were asked for" in caplog.text
     vec = gym.make_vec("CartPole-v1", num_envs=8, vectorization_mode="sync")
     assert sum(map(len, vec._core.places().values())) == 8
     # A second trainer finds nothing, and says so.
@@ -207,21 +199,22 @@ def test_env_runners_without_rows_go_where_an_id_is_offered(cluster, caplog: pyt
         (gym.make_vec, "OnlyGamma"),
     ]
     with cluster.joined("gamma", "--register", "only_gamma", *few), caplog.at_level(logging.INFO, "remoterl"):
-        for moves in (make_vec_env, gym.make):
-            assert remoterl.init(KEY, address=cluster.gcs_address, num_env_runners=3)
-            rows = [gym.make("CartPole-v1") for _ in range(3)]  # one on each env runner
+        for moves, count, where in ((make_vec_env, 3, "alpha, beta"), (gym.make, 1, "(alpha|beta)")):
+            assert remoterl.init(KEY, address=cluster.gcs_address, num_env_runners=count)
+            rows = [gym.make("CartPole-v1") for _ in range(count)]  # one on each env runner
             for env in rows:
                 env.reset(seed=1)
             for make, env_id in makes:
-                with pytest.raises(UnknownEnvironmentError, match="on alpha, beta, .* is offered by gamma, .* labels"):
+                with pytest.raises(UnknownEnvironmentError, match=f"on {where}, .* is offered by gamma, .* labels"):
                     make(env_id)
             rows.pop().close()
             before = [_places(env) for env in rows]
             env = moves("OnlyGamma-v0")
             env.reset()
             assert _places(env) == ["gamma"] and [_places(env) for env in rows] == before
-            rows[0].step(0)
-            wait_until(lambda: len(env_runner_processes(cluster)) == 3)
+            for row in rows:
+                row.step(0)
+            wait_until(lambda count=count: len(env_runner_processes(cluster)) == count)
             remoterl.shutdown()
             assert_free(cluster)
     assert "Env runners that had no rows went to gamma, where OnlyGamma-v0 is: 1." in caplog.text
@@ -266,63 +259,39 @@ def test_the_wrong_kind_of_port(cluster) -> None:
 
 OTHER_VERSIONS = """
 import sys, ray, remoterl, remoterl._process, remoterl._protocol, remoterl._version
-for owner, name, value in (
-    (ray, "__version__", "2.99.0"),
-    (sys, "version_info", (3, 99, 1, "final", 0)),
-    (remoterl._version, "__version__", "9.9.9"),
-    (remoterl._protocol, "REVISION", 99),  # another commit of the same version
-):
+def refused(owner, name, value, **arguments):
     right = getattr(owner, name)
     setattr(owner, name, value)
     remoterl._protocol.digest.cache_clear()
-    try: remoterl.init()
+    try: remoterl.init(**arguments)
     except remoterl.VersionMismatchError as error: print("REFUSED", error)
     assert not ray.is_initialized() and not remoterl.is_initialized()
     setattr(owner, name, right)
+for address in sys.argv[1:]:
+    refused(ray, "__version__", "2.99.0", address=address)
+    refused(sys, "version_info", (3, 99, 1, "final", 0), address=address)
+    refused(remoterl._version, "__version__", "9.9.9", address=address)
+    refused(remoterl._protocol, "REVISION", 99, address=address)  # another commit of the same version
+refused(ray, "__version__", "2.99.0", role="simulator", address=address)
 """
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_other_versions_are_refused(cluster, kind: str, tmp_path: Path) -> None:
+def test_other_versions_are_refused(cluster, tmp_path: Path) -> None:
+    """A trainer by each connection, and a simulator."""
     script = tmp_path / "other.py"
     script.write_text(OTHER_VERSIONS)
-    done = run_python(script, REMOTERL_ADDRESS=cluster.address(kind))
+    done = run_python(script, *map(cluster.address, KINDS))
+    another_ray = ("2.99.0", "2.60")
+    of_a_trainer = [
+        another_ray,
+        ("3.99.1", f"3.{sys.version_info[1]}"),
+        ("9.9.9", remoterl.__version__),
+        (f"remoterl {spoken()}, this process runs {remoterl.__version__} (protocol",),
+    ]
     refusals = done.stdout.split("REFUSED")[1:]
-    for refusal, named in zip(
-        refusals,
-        (
-            ("2.99.0", "2.60"),
-            ("3.99.1", f"3.{sys.version_info[1]}"),
-            ("9.9.9", remoterl.__version__),
-            (f"remoterl {spoken()}, this process runs {remoterl.__version__} (protocol",),
-        ),
-        strict=True,
-    ):
+    for refusal, named in zip(refusals, [*of_a_trainer * len(KINDS), another_ray], strict=True):
         assert all(version in refusal for version in named), refusal
     assert done.returncode == 0, done.stderr
-
-
-def test_another_gymnasium_is_said(cluster, tmp_path: Path) -> None:
-    script = tmp_path / "other.py"
-    script.write_text(
-        "import gymnasium\ngymnasium.__version__ = '1.0.0'\nimport remoterl\n"
-        f"assert remoterl.init(address={cluster.gcs_address!r}, num_env_runners=2)\nremoterl.shutdown()\n"
-    )
-    done = run_python(script)
-    for simulator in ("alpha", "beta"):
-        assert done.stderr.count(f"on the simulator {simulator} and 1.0.0 here: what it returns may differ") == 1
-    assert_free(cluster)
-
-
-def test_a_simulator_of_another_ray_is_refused(cluster, tmp_path: Path) -> None:
-    script = tmp_path / "other.py"
-    script.write_text(
-        "import ray; ray.__version__ = '2.99.0'\nimport remoterl\n"
-        f"try: remoterl.init(role='simulator', address={cluster.gcs_address!r})\n"
-        "except remoterl.VersionMismatchError as error: print('REFUSED', error)\n"
-    )
-    done = run_python(script)
-    assert "REFUSED" in done.stdout and "2.99.0" in done.stdout and "2.60" in done.stdout, done.stderr
 
 
 def test_a_taken_name_is_refused(cluster) -> None:
@@ -353,7 +322,9 @@ def test_a_simulator_off_the_main_thread_ends_by_shutdown(cluster, tmp_path: Pat
 def test_init_from_a_thread_does_not_touch_signals(cluster) -> None:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     results = []
-    thread = threading.Thread(target=lambda: results.append(remoterl.init(KEY, address=cluster.gcs_address)))
+    thread = threading.Thread(
+        target=lambda: results.append(remoterl.init(KEY, address=cluster.gcs_address, num_env_runners=1))
+    )
     thread.start()
     thread.join(60)
     assert results == [True]
@@ -377,7 +348,7 @@ def test_the_key_is_in_no_command_line(cluster) -> None:
 
 def test_status(cluster) -> None:
     words = ["status", "--address", cluster.gcs_address]
-    assert remoterl.init(KEY, address=cluster.client_address, num_env_runners=4)
+    assert remoterl.init(KEY, address=cluster.client_address, num_env_runners=2)
     vec = gym.make_vec("CartPole-v1", num_envs=10, vectorization_mode="sync")
     vec.reset()
     vec.step([0] * 10)
@@ -386,11 +357,11 @@ def test_status(cluster) -> None:
     assert report.returncode == table.returncode == 0, report.stderr + table.stderr
     told = json.loads(report.stdout)
     assert [simulator["name"] for simulator in told["simulators"]] == ["alpha", "beta"]
-    assert [len(simulator["env_runners"]) for simulator in told["simulators"]] == [2, 2]
+    assert [len(simulator["env_runners"]) for simulator in told["simulators"]] == [1, 1]
     [trainer] = told["trainers"]
     assert trainer["rows"] == 10 and trainer["pid"] == os.getpid() and trainer["channels"] == ["stream"]
     assert "OnlyHere-v0" in told["simulators"][0]["environments"]
-    assert "alpha" in table.stdout and "2 of 8" in table.stdout
+    assert "alpha" in table.stdout and "1 of 8" in table.stdout
     assert "zone=b" in table.stdout and "…" not in table.stdout  # in a pipe, nothing is cut
     remoterl.shutdown()
     assert_free(cluster)
