@@ -41,7 +41,7 @@ QUIET_RAY = {
 # Of each cluster that a process connected to in turn but the first, Ray 2.60 goes on to export the process's metrics,
 # in vain, and one that ends just then crashes. So the tests' own process has it off, alone.
 NO_METRICS = "RAY_enable_metrics_collection"
-# Tune takes a Ctrl-C for itself: it ends its run early, as if nothing had failed, and the tests go on. Off, there alone.
+# Tune takes a Ctrl-C for itself: it ends its run early, as if nothing had failed, and the tests go on. Off there, too.
 NO_HANDLER_OF_TUNES = "TUNE_DISABLE_SIGINT_HANDLER"
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # many processes on few cores
 NOTHING_REGISTERED = str(Path(tempfile.gettempdir(), "remoterl-tests-no-such-folder"))
