@@ -145,9 +145,9 @@ def test_dead_trainers_hold_nothing(premises: Premises, tell: Tell) -> None:
     cut_off = dict(pair(premises, env_runners=2))
     way = Way("client", "actor")  # the one whose env runners nothing but the leash ends
     if str(way) not in cut_off:
-        cut_off[str(way)] = premises.start_trainer("trainer", way, 2, premises.desk_host)
+        cut_off[str(way)] = premises.start_trainer("trainer", way, 1, premises.desk_host)
         premises.event(cut_off[str(way)], "up", 90)
-    killed = pair(premises, env_runners=2, host=premises.hub_host)
+    killed = pair(premises, env_runners=1, host=premises.hub_host)
     held = {
         (what, way): premises.event(trainer, "up", 0)["runners"]
         for what, trainers in (("cut off", cut_off), ("killed", killed))
@@ -190,8 +190,8 @@ def test_dead_trainers_hold_nothing(premises: Premises, tell: Tell) -> None:
 
 def test_the_hub_is_killed_and_comes_back(premises: Premises, tell: Tell) -> None:
     """The trainers save their models; the simulators join the new hub by themselves."""
-    learners = pair(premises, "learner", env_runners=2)
-    leaving = pair(premises, env_runners=2)
+    learners = pair(premises, "learner", env_runners=1)
+    leaving = pair(premises, env_runners=1)
     steps_on(premises, learners, 60)
     killed = kill_the_hub(premises)
     for trainer in leaving.values():  # who ends just now does not wait for it

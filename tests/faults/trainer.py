@@ -25,7 +25,7 @@ from remoterl.errors import HubLostError
 ROWS = 6
 EPISODE = 40
 SLOW_S = 1.0  # a step that is worth a line
-PAUSE_S = 0.05  # the other half of the tests runs on this machine too
+PAUSE_S = 0.1  # the other half of the tests runs on this machine too
 
 
 def say(event: str, **more: Any) -> None:
