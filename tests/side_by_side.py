@@ -28,7 +28,6 @@ BESIDE = [
     "tests/integration/test_hub.py",
     *(f"tests/integration/test_rllib_{name}.py" for name in ("ends", "placement", "examples", "tune", "chosen")),
     "tests/integration/test_examples.py::test_pong_learns_as_in_sub_processes",
-    "tests/integration/test_sb3.py::test_atari_where_the_simulator_has_sb3",
     "tests/integration/test_train.py::test_rllib_where_only_simulators_have_the_environment",
     "tests/integration/test_train.py::test_ctrl_c_for_rllib_in_a_private_cluster",
 ]

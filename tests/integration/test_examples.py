@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import comparing
+import learning
 import pytest
 from conftest import assert_free, env_runner_processes
 from processes import (
@@ -40,11 +42,13 @@ def run(cluster: Cluster, script: str | Path, *arguments: str, kind: str = "driv
     return done.stdout
 
 
-def shorter(name: str, folder: Path, long: str, short: str) -> Path:
-    """An example with less of something that no argument of it can shorten."""
+def changed(name: str, folder: Path, *changes: tuple[str, str]) -> Path:
+    """An example with other words in places that no argument of it can change."""
     text = (EXAMPLES / name).read_text()
-    assert text.count(long) == 1
-    (folder / name).write_text(text.replace(long, short))
+    for old, new in changes:
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    (folder / name).write_text(text)
     return folder / name
 
 
@@ -72,7 +76,7 @@ def scores(folder: Path) -> list[tuple[str, str]]:
 
 @pytest.mark.long
 def test_sac_on_halfcheetah_dqn_on_lunarlander_and_a_video(cluster: Cluster, tmp_path: Path) -> None:
-    sac = shorter("sb3_halfcheetah.py", tmp_path, "args.timesteps // 2", "args.timesteps - 100")  # an episode's end
+    sac = changed("sb3_halfcheetah.py", tmp_path, ("args.timesteps // 2", "args.timesteps - 100"))  # an episode's end
     dqn, video = (str(EXAMPLES / name) for name in ("sb3_lunarlander.py", "evaluation_video.py"))
     videos = tmp_path / "videos"
     done = run_in_one_process(
@@ -95,7 +99,7 @@ def test_sac_on_halfcheetah_dqn_on_lunarlander_and_a_video(cluster: Cluster, tmp
 def test_it_learns_as_in_process(cluster: Cluster, tmp_path: Path) -> None:
     """Pixels, by wrappers that the trainer ships."""
     small = ["--timesteps", "1024", "--num-envs", "4"]
-    script = shorter("sb3_minigrid.py", tmp_path, "n_eval_episodes=100", "n_eval_episodes=4")
+    script = changed("sb3_minigrid.py", tmp_path, ("n_eval_episodes=100", "n_eval_episodes=4"))
     output = run(cluster, script, *small, "--output", str(tmp_path / "remote"), kind="client")
     here = run(cluster, script, *small, "--output", str(tmp_path / "here"), "--where", "process")
     [final] = re.findall(rf"Mean return {NUMBER} \+- {NUMBER} after 1024 steps", output)
@@ -105,13 +109,19 @@ def test_it_learns_as_in_process(cluster: Cluster, tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_pong_learns_as_in_sub_processes(rllib_cluster: Cluster, tmp_path: Path) -> None:
-    """On simulators with Stable-Baselines3."""
+    """On simulators with Stable-Baselines3. Weights are the same if every frame, reward and end before them was."""
+    from stable_baselines3 import PPO
+
+    tell = ("    env.close()\n", "    print('Games:', type(games).__name__)\n    env.close()\n")
+    script = changed("sb3_pong.py", tmp_path, ("n_epochs=4", "n_epochs=1"), tell)
     small = ["--timesteps", "2048", "--num-envs", "2", "--episodes", "1"]
-    output = run(rllib_cluster, "sb3_pong.py", *small, "--output", str(tmp_path / "remote"))
-    run(rllib_cluster, "sb3_pong.py", *small, "--output", str(tmp_path / "here"), "--where", "subprocesses")
+    output = run(rllib_cluster, script, *small, "--output", str(tmp_path / "remote"))
+    here = run(rllib_cluster, script, *small, "--output", str(tmp_path / "here"), "--where", "subprocesses")
+    assert "Games: RemoteDummyVecEnv" in output and "Games: SubprocVecEnv" in here
     [(final, _)] = re.findall(rf"Mean score {NUMBER} \+- {NUMBER} after 2048 steps", output)
     assert -21 <= float(final) < 0
     assert scores(tmp_path / "remote") == scores(tmp_path / "here") != []
+    comparing.assert_same(*(learning.weights(PPO.load(tmp_path / where / "model")) for where in ("remote", "here")))
 
 
 def test_pong_says_that_simulators_need_stable_baselines3(cluster: Cluster) -> None:

@@ -15,7 +15,7 @@ import learning
 import numpy as np
 import pytest
 from conftest import WAYS
-from processes import Cluster, Way, run_python
+from processes import Way
 
 
 @pytest.mark.long
@@ -164,30 +164,6 @@ def test_atari_wrappers_say_what_they_need(trainer: Way) -> None:
 
     with pytest.raises(NotShippableError, match="stable_baselines3"):
         make_atari_env("ALE/Pong-v5", n_envs=2)
-
-
-def test_atari_where_the_simulator_has_sb3(rllib_cluster: Cluster, tmp_path: Path) -> None:
-    script = tmp_path / "atari.py"
-    script.write_text(
-        "import hashlib, sys\nimport ale_py, numpy as np, remoterl\n"
-        "from stable_baselines3.common.env_util import make_atari_env\n"
-        "from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack\n"
-        "if __name__ == '__main__':\n"
-        "    if sys.argv[1] == 'remote': assert remoterl.init(num_env_runners=2)\n"
-        "    vec = VecFrameStack(make_atari_env('ALE/Pong-v5', 2, seed=1, vec_env_cls=SubprocVecEnv), 4)\n"
-        "    digest, random = hashlib.sha256(vec.reset().tobytes()), np.random.default_rng(1)\n"
-        "    for _ in range(30):\n"
-        "        observations, rewards, dones, infos = vec.step(random.integers(0, 6, 2))\n"
-        "        digest.update(observations.tobytes() + rewards.tobytes() + dones.tobytes())\n"
-        "    print(type(vec.unwrapped).__name__, digest.hexdigest())\n"
-        "    vec.close()\n"
-    )
-    local, remote = (
-        run_python(script, where, REMOTERL_ADDRESS=rllib_cluster.gcs_address) for where in ("here", "remote")
-    )
-    assert remote.returncode == 0, remote.stderr
-    assert local.stdout.split()[0] == "SubprocVecEnv"
-    assert remote.stdout.split() == ["RemoteSubprocVecEnv", local.stdout.split()[1]]
 
 
 def test_an_unknown_start_method(trainer: Way) -> None:
