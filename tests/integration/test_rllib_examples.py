@@ -25,6 +25,18 @@ ASK_RAY = """
     print("PLACES", sorted(names[node_id] for node_id in ids))
     algo.stop()
 """
+RESTORE = """
+    import ray
+    names = {node["NodeID"]: node["NodeName"] for node in ray.nodes()}
+    for result in results:
+        places = result.metrics["places"]
+        learners, env_runners = ([names[node_id] for node_id in places[what]] for what in ("learners", "env_runners"))
+        print("PLACES", names[places["algorithm"]], sorted(set(learners)), env_runners)
+    for more in ({}, {"param_space": config}):
+        again = tune.Tuner.restore(results.experiment_path, "PPO", **more).fit()
+        print("RESTORED", [result.metrics["training_iteration"] for result in again])
+    remoterl.shutdown()
+"""
 JOB = """
 import sys, gymnasium, numpy, remoterl
 
@@ -38,8 +50,8 @@ remoterl.shutdown()
 """
 
 
-def run(cluster: Cluster, kind: str, script: Path | str, *arguments: str, timeout_s: float = 280) -> str:
-    done = run_python(script, *arguments, timeout_s=timeout_s, REMOTERL_ADDRESS=cluster.address(kind))
+def run(cluster: Cluster, kind: str, script: Path | str, *arguments: str, **environment: str) -> str:
+    done = run_python(script, *arguments, timeout_s=280, REMOTERL_ADDRESS=cluster.address(kind), **environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     assert_no_rllib_left(cluster)
     return done.stdout
@@ -63,12 +75,16 @@ def test_ppo_learns_cartpole(rllib_cluster: Cluster, tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_a_tune_grid(rllib_cluster: Cluster, tmp_path: Path) -> None:
-    """Half of its trials, with half of their env runners."""
+    """Half of its trials, with half of their env runners; at its end it is restored, without its space and with it."""
     script = tmp_path / "trainer.py"
     text = (EXAMPLES / "rllib_tune.py").read_text().replace("tune.grid_search([0.98, 0.99])", "0.98")
-    script.write_text(text.replace("num_env_runners=2", "num_env_runners=1"))
-    output = run(rllib_cluster, "client", script, "1")
+    text = text.replace("num_env_runners=2", "num_env_runners=1").replace("    remoterl.shutdown()\n", RESTORE[1:])
+    says_where = '.environment("CartPole-v1").callbacks(rllib_envs.SaysWhere)'
+    script.write_text("import rllib_envs\n" + text.replace('.environment("CartPole-v1")', says_where))
+    output = run(rllib_cluster, "client", script, "1", PYTHONPATH=str(ROOT / "tests"))
     assert len(re.findall(r"\{'lr': .*\}: mean return [\d.]+", output)) == 2 and "Best: lr" in output
+    assert len(re.findall(r"PLACES hub \['hub'\] \['(?:alpha|beta)'\]\n", output)) == 2, output
+    assert output.count("RESTORED [1, 1]\n") == 2, output
 
 
 @pytest.mark.long

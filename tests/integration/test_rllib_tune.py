@@ -65,18 +65,10 @@ def test_ways_to_run(rllib_session: str, node_names: Any, tmp_path: Path, how: s
 
 
 def check_restored(results: Any, trainable: Any, param_space: Any) -> None:
-    """With and without the search space; its only trial has ended."""
+    """With and without the search space; its only trial has ended. `test_rllib_examples` does it by Ray Client."""
     for more in ({}, {"param_space": param_space}):
         [again] = tune.Tuner.restore(results.experiment_path, trainable, **more).fit()
         assert again.metrics["training_iteration"] == 1
-
-
-@pytest.mark.parametrize("rllib_session", ["client"], indirect=True, scope="module")
-def test_a_tuner_is_restored_through_ray_client(rllib_session: str, node_names: Any, tmp_path: Path) -> None:
-    config = PPOConfig().update_from_dict(space())
-    results = tune.Tuner("PPO", param_space=config, run_config=run_config(tmp_path)).fit()
-    assert check_places(results[0].metrics, node_names) in (["alpha"], ["beta"])
-    check_restored(results, "PPO", config)
 
 
 def assert_free_and_open() -> None:
