@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,9 @@ import learning
 import pytest
 from conftest import assert_free, env_runner_processes
 from processes import (
+    IN_TURN,
     KEY,
+    PATIENCE_S,
     ROOT,
     SIMULATOR_PYTHON,
     Cluster,
@@ -29,14 +32,15 @@ from processes import (
 )
 
 import remoterl
+from remoterl import capacity
 
 EXAMPLES = ROOT / "examples"
 NUMBER = r"(-?\d+\.?\d*)"
 
 
-def run(cluster: Cluster, script: str | Path, *arguments: str, kind: str = "driver") -> str:
+def run(cluster: Cluster, script: str | Path, *arguments: str) -> str:
     """What it prints."""
-    done = run_python(EXAMPLES / script, *arguments, REMOTERL_ADDRESS=cluster.address(kind))
+    done = run_python(EXAMPLES / script, *arguments, REMOTERL_ADDRESS=cluster.gcs_address)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     assert_free(cluster)
     return done.stdout
@@ -75,17 +79,21 @@ def scores(folder: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.long
-def test_sac_on_halfcheetah_dqn_on_lunarlander_and_a_video(cluster: Cluster, tmp_path: Path) -> None:
+def test_sac_on_halfcheetah_dqn_on_lunarlander_a_video_and_no_pong(cluster: Cluster, tmp_path: Path) -> None:
+    """The last one says that these simulators need Stable-Baselines3 for it."""
     sac = changed("sb3_halfcheetah.py", tmp_path, ("args.timesteps // 2", "args.timesteps - 100"))  # an episode's end
-    dqn, video = (str(EXAMPLES / name) for name in ("sb3_lunarlander.py", "evaluation_video.py"))
+    names = ("sb3_lunarlander.py", "evaluation_video.py", "sb3_pong.py")
+    dqn, video, pong = (str(EXAMPLES / name) for name in names)
     videos = tmp_path / "videos"
     done = run_in_one_process(
         [str(sac), "--timesteps", "2000", "--num-envs", "2", "--output", str(tmp_path)],
         [dqn, "--timesteps", "200", "--episodes", "2"],
         [video, "--timesteps", "512", "--episodes", "2", "--videos", str(videos)],
+        [pong],
         REMOTERL_ADDRESS=cluster.gcs_address,
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    assert done.returncode == 1 and "stable_baselines3" in done.stderr.splitlines()[-1], done.stderr[-6000:]
+    assert pong in done.stderr, done.stderr[-6000:]
     assert_free(cluster)
     assert re.search(rf"Mean return {NUMBER} \+- {NUMBER} after 2000 steps", done.stdout)
     assert scores(tmp_path) != []
@@ -100,10 +108,15 @@ def test_it_learns_as_in_process(cluster: Cluster, tmp_path: Path) -> None:
     """Pixels, by wrappers that the trainer ships."""
     small = ["--timesteps", "1024", "--num-envs", "4"]
     script = changed("sb3_minigrid.py", tmp_path, ("n_eval_episodes=100", "n_eval_episodes=4"))
-    output = run(cluster, script, *small, "--output", str(tmp_path / "remote"), kind="client")
-    here = run(cluster, script, *small, "--output", str(tmp_path / "here"), "--where", "process")
-    [final] = re.findall(rf"Mean return {NUMBER} \+- {NUMBER} after 1024 steps", output)
-    assert [final] == re.findall(rf"Mean return {NUMBER} \+- {NUMBER} after", here)
+    done = run_in_one_process(
+        [str(script), *small, "--output", str(tmp_path / "remote")],
+        [str(script), *small, "--output", str(tmp_path / "here"), "--where", "process"],
+        REMOTERL_ADDRESS=cluster.client_address,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    assert_free(cluster)
+    remote, here = re.findall(rf"Mean return {NUMBER} \+- {NUMBER} after 1024 steps", done.stdout)
+    assert remote == here
     assert scores(tmp_path / "remote") == scores(tmp_path / "here") != []
 
 
@@ -122,12 +135,6 @@ def test_pong_learns_as_in_sub_processes(rllib_cluster: Cluster, tmp_path: Path)
     assert -21 <= float(final) < 0
     assert scores(tmp_path / "remote") == scores(tmp_path / "here") != []
     comparing.assert_same(*(learning.weights(PPO.load(tmp_path / where / "model")) for where in ("remote", "here")))
-
-
-def test_pong_says_that_simulators_need_stable_baselines3(cluster: Cluster) -> None:
-    done = run_python(EXAMPLES / "sb3_pong.py", REMOTERL_ADDRESS=cluster.gcs_address)
-    assert done.returncode == 1 and "stable_baselines3" in done.stderr.splitlines()[-1], done.stderr
-    assert_free(cluster)
 
 
 # ---- one file, and a notebook --------------------------------------------------------------------------------
@@ -162,25 +169,28 @@ def test_the_notebook(cluster: Cluster, tmp_path: Path) -> None:
 # ---- a simulator and its trainer -----------------------------------------------------------------------------
 
 
-def test_a_greenhouse_that_only_the_simulator_has(cluster: Cluster) -> None:
-    with simulator(cluster, "greenhouse_simulator.py"):
-        output = run(cluster, "greenhouse_trainer.py", "--timesteps", "6144")
+def test_a_greenhouse_that_only_its_simulator_has_and_a_robot_that_is_one_trainers(cluster: Cluster) -> None:
+    """The robot keeps its period."""
+    lines = [
+        [str(EXAMPLES / "greenhouse_trainer.py"), "--timesteps", "6144"],
+        [str(EXAMPLES / "robot_trainer.py"), "--timesteps", "600", "--episodes", "2"],
+    ]
+    environment = {"REMOTERL_ADDRESS": cluster.client_address, "PYTHONUNBUFFERED": "1"}
+    with (
+        simulator(cluster, "greenhouse_simulator.py"),
+        simulator(cluster, "robot_simulator.py"),
+        capacity.connected(cluster.gcs_address, KEY, PATIENCE_S),
+    ):
+        trainers = Process(sys.executable, "-c", IN_TURN, json.dumps(lines), **environment)
+        trainers.wait_for("The robot is ours.", 240)
+        assert not remoterl.check(1, {"robot": "arm-1"})
+        trainers.wait_for("after 600 steps", 120)
+        output = trainers.output
+        assert trainers.process.wait(30) == 0
+        wait_until(lambda: remoterl.check(1, {"robot": "arm-1"}))
     assert re.search(r"Greenhouse-v0 is unknown here, and offered by [\w.-]+\.", output)
     [(after, before)] = re.findall(rf"Mean return {NUMBER} after 6144 steps, {NUMBER} before", output)
     assert float(after) > float(before)
-
-
-def test_a_robot_keeps_its_period_and_is_one_trainers(cluster: Cluster) -> None:
-    environment = {"REMOTERL_ADDRESS": cluster.client_address, "PYTHONUNBUFFERED": "1"}
-    with simulator(cluster, "robot_simulator.py"):
-        arguments = ["--timesteps", "600", "--episodes", "2"]
-        trainer = Process(sys.executable, str(EXAMPLES / "robot_trainer.py"), *arguments, **environment)
-        trainer.wait_for("The robot is ours.")
-        assert not remoterl.check(1, {"robot": "arm-1"}, address=cluster.gcs_address, api_key=KEY)
-        trainer.wait_for("Mean return", 120)
-        output = trainer.output
-        assert trainer.process.wait(30) == 0
-        wait_until(lambda: remoterl.check(1, {"robot": "arm-1"}, address=cluster.gcs_address, api_key=KEY))
     [(period, _, late, commands)] = re.findall(
         rf"Periods of {NUMBER} ms \(99 of 100 below {NUMBER}\), (\d+) of (\d+) commands too late", output
     )
