@@ -86,31 +86,41 @@ def test_an_env_runner_that_dies_before_its_channel_is_open(mortal: Way) -> None
     channel.close()
 
 
-@pytest.mark.parametrize("class_name", ["SyncVectorEnv", "AsyncVectorEnv"])
 @pytest.mark.parametrize("when", ["between steps", "in flight"])
-def test_next_step(mortal: Way, class_name: str, when: str) -> None:
-    vec = vector_env(class_name, AutoresetMode.NEXT_STEP)
-    vec.reset(seed=7)
+def test_next_step(mortal: Way, when: str) -> None:
+    """Of two vector envs that have rows on the env runner that dies."""
+    both = [vector_env(class_name, AutoresetMode.NEXT_STEP) for class_name in ("SyncVectorEnv", "AsyncVectorEnv")]
+    sync, asynchronous = both
+    for vec in both:
+        vec.reset(seed=7)
     restarts = current_session().fleet.restarts
     for step in range(5):
-        last = vec.step(actions(step))[0]
+        last = [vec.step(actions(step))[0] for vec in both]
+    victim = current_session().runners[0]
     if when == "between steps":
-        victim = kill_first()
-        observations, rewards, terminations, truncations, infos = vec.step(actions(5))
-    elif class_name == "AsyncVectorEnv":
-        pid = current_session().runners[0].pid
-        os.kill(pid, signal.SIGSTOP)  # it can't answer any more
-        vec.step_async(actions(5))
-        victim = kill_first()
-        observations, rewards, terminations, truncations, infos = vec.step_wait()
+        kill_first()
+        stepped = [vec.step(actions(5)) for vec in both]
     else:
-        os.kill(current_session().runners[0].pid, signal.SIGSTOP)
+        os.kill(victim.pid, signal.SIGSTOP)  # it can't answer any more
+        asynchronous.step_async(actions(5))
         killer = threading.Timer(0.3, kill_first)
-        victim = current_session().runners[0]
         killer.start()
-        observations, rewards, terminations, truncations, infos = vec.step(actions(5))
+        stepped = [sync.step(actions(5)), asynchronous.step_wait()]
         killer.join()
+    for vec, before, at_the_loss in zip(both, last, stepped, strict=True):
+        check_next_steps(vec, before, at_the_loss, victim)
 
+    def told_restarts() -> list[int]:
+        return [trainer["restarts"] for trainer in remoterl.describe()["trainers"]]
+
+    wait_until(lambda: told_restarts() == [restarts + 1], what="the new env runner tells of one more restart")
+    for vec in both:
+        vec.close()
+
+
+def check_next_steps(vec: Any, last: np.ndarray, stepped: Any, victim: Any) -> None:
+    """The sixth step, in which rows were lost, and those after it."""
+    observations, rewards, terminations, truncations, infos = stepped
     assert truncations.tolist() == [True, True, False, False]
     assert not terminations.any()
     assert rewards.tolist() == [0, 0, 52, 53]
@@ -135,19 +145,29 @@ def test_next_step(mortal: Way, class_name: str, when: str) -> None:
             (step + 1, int(actions(step)[row])) for step in range(8)
         ]
 
-    def told_restarts() -> list[int]:
-        return [trainer["restarts"] for trainer in remoterl.describe()["trainers"]]
-
-    wait_until(lambda: told_restarts() == [restarts + 1], what="the new env runner tells of one more restart")
-    vec.close()
-
 
 @one_way
-def test_same_step(mortal: Way) -> None:
+def test_one_loss_in_other_modes_and_classes(mortal: Way) -> None:
+    """Of five vector envs that have rows on the env runner that dies; each goes on where it yielded."""
+    those = [
+        same_step(),
+        disabled(),
+        stable_baselines(DummyVecEnv),
+        stable_baselines(SubprocVecEnv),
+        a_call_goes_on_and_the_next_step_tells(),
+    ]
+    for one in those:
+        next(one)
+    kill_first()
+    for one in those:
+        assert next(one, "at its end") == "at its end"
+
+
+def same_step() -> Iterator[None]:
     vec = vector_env("SyncVectorEnv", AutoresetMode.SAME_STEP)
     vec.reset(seed=7)
     last = vec.step(actions(0))[0]
-    kill_first()
+    yield
     observations, _, terminations, truncations, infos = vec.step(actions(1))
     assert truncations.tolist() == [True, True, False, False] and not terminations.any()
     assert observations[:, 0].tolist() == [0, 0, 2, 2]
@@ -159,12 +179,11 @@ def test_same_step(mortal: Way) -> None:
     vec.close()
 
 
-@one_way
-def test_disabled(mortal: Way) -> None:
+def disabled() -> Iterator[None]:
     vec = vector_env("SyncVectorEnv", AutoresetMode.DISABLED)
     vec.reset(seed=7)
     last = vec.step(actions(0))[0]
-    kill_first()
+    yield
     observations, _, _, truncations, _ = vec.step(actions(1))
     assert truncations.tolist() == [True, True, False, False]
     np.testing.assert_array_equal(observations[LOST], last[LOST])
@@ -174,14 +193,12 @@ def test_disabled(mortal: Way) -> None:
     vec.close()
 
 
-@one_way
-@pytest.mark.parametrize("vec_env_class", [DummyVecEnv, SubprocVecEnv])
-def test_stable_baselines(mortal: Way, vec_env_class: Any) -> None:
+def stable_baselines(vec_env_class: Any) -> Iterator[None]:
     vec = vec_env_class([LedgerEnv] * ROWS)
     vec.seed(3)
     vec.reset()
     last = vec.step(actions(0))[0].copy()
-    kill_first()
+    yield
     observations, rewards, dones, infos = vec.step(actions(1))
     assert dones.tolist() == [True, True, False, False]
     assert rewards.tolist() == [0, 0, 12, 13]
@@ -191,6 +208,18 @@ def test_stable_baselines(mortal: Way, vec_env_class: Any) -> None:
         assert infos[row]["TimeLimit.truncated"] and infos[row]["remoterl"]["lost"]
     assert "remoterl" not in infos[2]
     assert vec.step(actions(2))[0][:, 1].tolist() == [1, 1, 3, 3]
+    vec.close()
+
+
+def a_call_goes_on_and_the_next_step_tells() -> Iterator[None]:
+    vec = vector_env("SyncVectorEnv", AutoresetMode.NEXT_STEP)
+    vec.reset(seed=7)
+    vec.step(actions(0))
+    yield
+    assert [len(book) for book in vec.get_attr("book")] == [0, 0, 1, 1]
+    _, _, _, truncations, infos = vec.step(actions(1))
+    assert truncations.tolist() == [True, True, False, False] and "remoterl" in infos
+    assert vec.step(actions(2))[0][:, 0].tolist() == [0, 0, 3, 3]
     vec.close()
 
 
@@ -222,17 +251,40 @@ def test_an_interrupt_while_an_env_runner_starts(mortal: Way) -> None:
 
 
 @one_way
-def test_one_environment(mortal: Way) -> None:
+def test_all_env_runners_die(mortal: Way) -> None:
+    """That of a single environment, and that of a vector env of the environment's own."""
+    those = [one_environment(), a_vector_env_of_the_environments_own()]
+    for one in those:
+        next(one)
+    kill_all()
+    for one in those:
+        assert next(one, "at its end") == "at its end"
+
+
+def one_environment() -> Iterator[None]:
     env = gym.make("CartPole-v1")
     env.reset(seed=1)
     last = env.step(0)[0]
-    kill_all()
+    yield
     observation, reward, terminated, truncated, info = env.step(0)
     np.testing.assert_array_equal(observation, last)
     assert (reward, terminated, truncated) == (0.0, False, True) and info["remoterl"]["lost"]
     env.reset(seed=1)
     np.testing.assert_array_equal(env.step(0)[0], last)
     env.close()
+
+
+def a_vector_env_of_the_environments_own() -> Iterator[None]:
+    vec = gym.make_vec("CartPole-v1", num_envs=3, vectorization_mode="vector_entry_point")
+    vec.reset(seed=1)
+    last = vec.step(np.zeros(3, int))[0]
+    yield
+    observations, rewards, terminations, truncations, infos = vec.step(np.zeros(3, int))
+    np.testing.assert_array_equal(observations, last)
+    assert truncations.all() and not terminations.any() and not rewards.any()
+    assert infos["remoterl"]["lost"].all()
+    assert not vec.step(np.zeros(3, int))[3].any()
+    vec.close()
 
 
 @one_way
@@ -319,20 +371,6 @@ def test_rows_whose_module_was_sent_come_back(mortal: Way, tmp_path: Path, monke
     vec.close()
 
 
-@one_way
-def test_a_vector_env_of_the_environments_own(mortal: Way) -> None:
-    vec = gym.make_vec("CartPole-v1", num_envs=3, vectorization_mode="vector_entry_point")
-    vec.reset(seed=1)
-    last = vec.step(np.zeros(3, int))[0]
-    kill_all()
-    observations, rewards, terminations, truncations, infos = vec.step(np.zeros(3, int))
-    np.testing.assert_array_equal(observations, last)
-    assert truncations.all() and not terminations.any() and not rewards.any()
-    assert infos["remoterl"]["lost"].all()
-    assert not vec.step(np.zeros(3, int))[3].any()
-    vec.close()
-
-
 def test_a_reset_goes_on_as_if_nothing_had_been(mortal: Way, locally: Callable[..., Any]) -> None:
     vec = gym.make_vec("CartPole-v1", num_envs=ROWS, vectorization_mode="sync")
     first = vec.reset(seed=11)[0].copy()
@@ -340,19 +378,6 @@ def test_a_reset_goes_on_as_if_nothing_had_been(mortal: Way, locally: Callable[.
     again, infos = vec.reset(seed=11)
     np.testing.assert_array_equal(again, first)
     assert "remoterl" not in infos
-    vec.close()
-
-
-@one_way
-def test_a_call_goes_on_and_the_next_step_tells(mortal: Way) -> None:
-    vec = vector_env("SyncVectorEnv", AutoresetMode.NEXT_STEP)
-    vec.reset(seed=7)
-    vec.step(actions(0))
-    kill_first()
-    assert [len(book) for book in vec.get_attr("book")] == [0, 0, 1, 1]
-    _, _, _, truncations, infos = vec.step(actions(1))
-    assert truncations.tolist() == [True, True, False, False] and "remoterl" in infos
-    assert vec.step(actions(2))[0][:, 0].tolist() == [0, 0, 3, 3]
     vec.close()
 
 
