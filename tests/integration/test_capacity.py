@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def test_capacity_is_described_checked_reserved_and_released(connected: str) -> 
 
 
 def test_labels_choose_simulators(cluster, caplog: pytest.LogCaptureFixture) -> None:
-    assert remoterl.init(KEY, address=cluster.gcs_address, num_env_runners=3, labels={"zone": "b"})
+    assert remoterl.init(KEY, address=cluster.gcs_address, num_env_runners=2, labels={"zone": "b"})
     vec: Any = gym.make_vec("CartPole-v1", num_envs=3, vectorization_mode="sync")
     assert list(vec._core.places()) == ["beta"]
     remoterl.shutdown()
@@ -69,7 +69,7 @@ def test_labels_choose_simulators(cluster, caplog: pytest.LogCaptureFixture) -> 
     assert_free(cluster)
 
 
-def test_exit_codes_of_the_command_line(cluster) -> None:
+def test_exit_codes_of_the_command_line_and_a_reservation_for_another_process(cluster, tmp_path: Path) -> None:
     where = {"REMOTERL_ADDRESS": cluster.gcs_address}
     with capacity.connected(cluster.gcs_address, KEY, 30.0):
         wait_until(lambda: remoterl.check(16))
@@ -81,27 +81,28 @@ def test_exit_codes_of_the_command_line(cluster) -> None:
             (["release", reservation.id], 1, "there is no such reservation (any more)"),
         ]
         calls = [Call(words, where) for words, _, _ in expected]
-        for done, (_, code, said) in zip(run_in_turn(*calls), expected, strict=True):
-            assert (done.returncode, done.stdout.splitlines()[-1]) == (code, said), done.stderr
-
-
-def test_another_process_takes_a_reservation(cluster, tmp_path: Path) -> None:
-    address = cluster.gcs_address
-    words = ["reserve", "6", "--label", "zone=b", "--ttl", "120", "--json"]
-    [reserved] = run_in_turn(Call(words, {"REMOTERL_ADDRESS": address}))
+        reserve = Call(["reserve", "3", "--label", "zone=b", "--ttl", "120", "--json"], where)
+        *others, reserved = run_in_turn(*calls, reserve)
+    for done, (_, code, said) in zip(others, expected, strict=True):
+        assert (done.returncode, done.stdout.splitlines()[-1]) == (code, said), done.stderr
     assert reserved.returncode == 0, reserved.stderr
-    reservation = json.loads(reserved.stdout.splitlines()[-1])
-    assert reservation["num_env_runners"] == 6
+    told = json.loads(reserved.stdout.splitlines()[-1])
+    assert told["num_env_runners"] == 3
+    check_that_another_process_takes_it(cluster, told["id"], tmp_path)
+
+
+def check_that_another_process_takes_it(cluster, reservation: str, tmp_path: Path) -> None:
+    """Three of the eight units in zone b."""
     script = tmp_path / "trainer.py"
     script.write_text(
         "import sys, gymnasium as gym, remoterl\n"
-        f"assert remoterl.init(address={address!r}, reservation={reservation['id']!r})\n"
+        f"assert remoterl.init(address={cluster.gcs_address!r}, reservation={reservation!r})\n"
         "vec = gym.make_vec('CartPole-v1', num_envs=12, vectorization_mode='sync')\n"
         "print({name: len(rows) for name, rows in vec._core.places().items()}, flush=True)\n"
         "sys.stdin.readline()\n"
     )
     with capacity.connected(cluster.gcs_address, KEY, 30.0):
-        assert not remoterl.check(3, {"zone": "b"})
+        assert not remoterl.check(6, {"zone": "b"})
         first = subprocess.Popen(
             [sys.executable, str(script)], env=clean_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             text=True,
@@ -109,13 +110,13 @@ def test_another_process_takes_a_reservation(cluster, tmp_path: Path) -> None:
         assert first.stdout is not None
         assert first.stdout.readline().strip() == "{'beta': 12}"
         with pytest.raises(CapacityError, match="another trainer has taken it"):
-            remoterl.init(KEY, reservation=reservation["id"])
+            remoterl.init(KEY, reservation=reservation)
         first.kill()
         first.wait()
         first.stdout.close()
         wait_until(lambda: remoterl.check(16), A_MINUTE_S, "the reservation ended with its trainer")
         with pytest.raises(CapacityError, match="no such reservation"):
-            remoterl.init(KEY, reservation=reservation["id"])
+            remoterl.init(KEY, reservation=reservation)
 
 
 def test_a_reservation_outlives_its_creator_only_for_its_time(cluster) -> None:
@@ -142,55 +143,46 @@ def test_a_reservation_outlives_its_creator_only_for_its_time(cluster) -> None:
 
 def test_two_trainers_never_share_a_unit(cluster) -> None:
     """One by each connection, all the time at the same moment."""
-    with stage("2 rounds of reservations"):
-        rounds = _race(cluster, racing.reserve_at_once, 2, 9)  # two times nine are more than sixteen
-    for first, second in rounds.values():
-        (refusal,) = filter(None, (*first, *second))  # exactly one has it
+    context = multiprocessing.get_context("spawn")
+    barrier, answers, two_are_left = context.Barrier(2), context.Queue(), context.Event()
+    racers = [
+        context.Process(target=racing.reserve_then_train, args=(barrier, answers, two_are_left, cluster.address(kind)))
+        for kind in ("driver", "client")
+    ]
+    for racer in racers:
+        racer.start()
+    with stage("rounds of reservations"):
+        reservations = [answers.get(timeout=120) for _ in range(racing.RESERVATIONS) for _ in racers]
+    for number in range(racing.RESERVATIONS):
+        (refusal,) = [said for when, said in reservations if when == number and said]  # exactly one has it
         assert "9 env runners can't be reserved: the 2 simulators have 7 free of 16" in refusal
 
-    # For the last two.
     with capacity.connected(cluster.gcs_address, KEY, 30.0):
         wait_until(lambda: remoterl.check(16))
         reservation = remoterl.reserve(14, ttl_s=600.0, timeout_s=20.0)
         free = {one["name"]: one["free_units"] for one in remoterl.describe()["simulators"]}
         assert sum(free.values()) == 2
+        two_are_left.set()
         try:
             with stage("a round of trainers"):
-                rounds = _race(cluster, racing.train_at_once, 1, 2)
+                trainers = [answers.get(timeout=120) for _ in racers]
+                for racer in racers:
+                    racer.join(60)
+                    assert racer.exitcode == 0
         finally:
             assert remoterl.release(reservation)
-    for answers in rounds.values():
-        assert sum(len(runners) for _, runners, _ in answers) == 2
-        pids = {pid for _, runners, _ in answers for _, pid in runners}
-        assert len(pids) == 2  # no process is both's
-        used = Counter(simulator for _, runners, _ in answers for simulator, _ in runners)
-        assert all(used[simulator] <= free[simulator] for simulator in used)
-        for got, runners, said in answers:
-            line = {
-                2: "",
-                1: "Going on with 1 of the 2 env runners that were asked for: no more are free. "
-                "Start another simulator, or ask for fewer.",
-                0: "All env runners of the 2 simulators are taken; start another simulator, or end another trainer.\n"
-                "init() returns False. A script that goes on makes its environments on this machine.",
-            }[len(runners)]
-            assert got == bool(runners) and "\n".join(said) == line
+    assert sum(len(runners) for _, runners, _ in trainers) == 2
+    pids = {pid for _, runners, _ in trainers for _, pid in runners}
+    assert len(pids) == 2  # no process is both's
+    used = Counter(simulator for _, runners, _ in trainers for simulator, _ in runners)
+    assert all(used[simulator] <= free[simulator] for simulator in used)
+    for got, runners, said in trainers:
+        line = {
+            2: "",
+            1: "Going on with 1 of the 2 env runners that were asked for: no more are free. "
+            "Start another simulator, or ask for fewer.",
+            0: "All env runners of the 2 simulators are taken; start another simulator, or end another trainer.\n"
+            "init() returns False. A script that goes on makes its environments on this machine.",
+        }[len(runners)]
+        assert got == bool(runners) and "\n".join(said) == line
     assert_free(cluster)
-
-
-def _race(cluster, run: Callable[..., None], rounds: int, num_env_runners: int) -> dict[int, list[tuple[Any, ...]]]:
-    """What each of two racers answered in each round."""
-    context = multiprocessing.get_context("spawn")
-    barrier, answers = context.Barrier(2), context.Queue()
-    racers = [
-        context.Process(target=run, args=(barrier, answers, cluster.address(kind), rounds, num_env_runners))
-        for kind in ("driver", "client")
-    ]
-    for racer in racers:
-        racer.start()
-    found: dict[int, list[tuple[Any, ...]]] = {number: [] for number in range(rounds)}
-    for number, *answer in (answers.get(timeout=120) for _ in range(2 * rounds)):
-        found[number].append(tuple(answer))
-    for racer in racers:
-        racer.join(60)
-        assert racer.exitcode == 0
-    return found
