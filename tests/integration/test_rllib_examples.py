@@ -1,4 +1,4 @@
-"""The RLlib examples as a user runs them, each a process of its own."""
+"""The RLlib examples as a user runs them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import KEY, ROOT, Cluster, clean_environment, run_python
+from processes import KEY, ROOT, Cluster, clean_environment, run_in_one_process
 from rllib_fixtures import assert_no_rllib_left
 
 from remoterl import registration
@@ -50,49 +50,53 @@ remoterl.shutdown()
 """
 
 
-def run(cluster: Cluster, kind: str, script: Path | str, *arguments: str, **environment: str) -> str:
-    done = run_python(script, *arguments, timeout_s=280, REMOTERL_ADDRESS=cluster.address(kind), **environment)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    assert_no_rllib_left(cluster)
-    return done.stdout
+def small(example: str, *changes: tuple[str, str]) -> str:
+    """An example's text with one env runner of its session's own, which RLlib's need not, and other changes."""
+    text = (EXAMPLES / example).read_text()
+    for old, new in (('init(role="trainer")', 'init(role="trainer", num_env_runners=1)'), *changes):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    return text
 
 
-def asking_ray(example: str) -> str:
-    return (EXAMPLES / example).read_text().replace("    algo.stop()\n", ASK_RAY[1:])
+ASKING_RAY = ("    algo.stop()\n", ASK_RAY[1:])
 
 
 @pytest.mark.long
-def test_ppo_learns_cartpole(rllib_cluster: Cluster, tmp_path: Path) -> None:
-    """With half of its env runners and a third of its target; at its end Ray is asked where they sit."""
-    script = tmp_path / "trainer.py"
-    text = asking_ray("rllib_ppo.py").replace("num_env_runners=4", "num_env_runners=2")
-    script.write_text(text.replace("mean_return >= 450", "mean_return >= 150"))
-    output = run(rllib_cluster, "client", script)
+def test_ppo_a_tune_grid_and_multi_agent(rllib_cluster: Cluster, tmp_path: Path) -> None:
+    """PPO learns CartPole with half of its env runners and to a third of its target; half of the grid's trials run.
+
+    At their ends Ray is asked where env runners sit, and the grid is restored, without its space and with it.
+    """
+    scripts = {
+        "ppo": small(
+            "rllib_ppo.py", ("num_env_runners=4", "num_env_runners=2"), ("mean_return >= 450", "mean_return >= 150"),
+            ASKING_RAY,
+        ),
+        "tune": "import rllib_envs\n" + small(
+            "rllib_tune.py", ("tune.grid_search([0.98, 0.99])", "0.98"), ("num_env_runners=2", "num_env_runners=1"),
+            ('.environment("CartPole-v1")', '.environment("CartPole-v1").callbacks(rllib_envs.SaysWhere)'),
+            ("    remoterl.shutdown()\n", RESTORE[1:]),
+        ),
+        "agents": small("rllib_multi_agent.py", ("range(1, 11)", "range(1, 3)"), ASKING_RAY),
+    }  # fmt: skip
+    for name, text in scripts.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    ppo, grid, agents = (str(tmp_path / f"{name}.py") for name in scripts)
+    where = {"REMOTERL_ADDRESS": rllib_cluster.client_address, "PYTHONPATH": str(ROOT / "tests")}
+    done = run_in_one_process([ppo], [grid, "1"], [agents], timeout_s=480, **where)
+    output = done.stdout
+    assert done.returncode == 0, output[-3000:] + done.stderr[-6000:]
+    assert_no_rllib_left(rllib_cluster)
+
     [final] = re.findall(r"Mean return ([\d.]+) after", output)
     assert float(final) >= 150
-    assert "PLACES ['alpha', 'beta']" in output
+    assert output.count("PLACES ['alpha', 'beta']\n") == 2  # PPO's, and those of several agents
 
-
-@pytest.mark.long
-def test_a_tune_grid(rllib_cluster: Cluster, tmp_path: Path) -> None:
-    """Half of its trials, with half of their env runners; at its end it is restored, without its space and with it."""
-    script = tmp_path / "trainer.py"
-    text = (EXAMPLES / "rllib_tune.py").read_text().replace("tune.grid_search([0.98, 0.99])", "0.98")
-    text = text.replace("num_env_runners=2", "num_env_runners=1").replace("    remoterl.shutdown()\n", RESTORE[1:])
-    says_where = '.environment("CartPole-v1").callbacks(rllib_envs.SaysWhere)'
-    script.write_text("import rllib_envs\n" + text.replace('.environment("CartPole-v1")', says_where))
-    output = run(rllib_cluster, "client", script, "1", PYTHONPATH=str(ROOT / "tests"))
     assert len(re.findall(r"\{'lr': .*\}: mean return [\d.]+", output)) == 2 and "Best: lr" in output
     assert len(re.findall(r"PLACES hub \['hub'\] \['(?:alpha|beta)'\]\n", output)) == 2, output
     assert output.count("RESTORED [1, 1]\n") == 2, output
 
-
-@pytest.mark.long
-def test_multi_agent(rllib_cluster: Cluster, tmp_path: Path) -> None:
-    script = tmp_path / "trainer.py"
-    script.write_text(asking_ray("rllib_multi_agent.py").replace("range(1, 11)", "range(1, 3)"))
-    output = run(rllib_cluster, "client", script)
-    assert "PLACES ['alpha', 'beta']" in output
     assert "iteration  2" in output and "'left'" in output and "'right'" in output
     assert re.search(r"Mean return [\d.]+ of both after 2 iterations", output)
 
@@ -122,8 +126,8 @@ def test_a_ray_job(rllib_cluster: Cluster, tmp_path: Path) -> None:
     saved = tmp_path / "its rewards.npy"
     assert "stepped on alpha, beta" in submit(rllib_cluster, registered, folder / "train.py", saved)
     assert (np.load(saved) == np.ones((32, 4))).mean() > 0.8
-    text = asking_ray("rllib_ppo.py").replace("range(1, 301)", "range(1, 3)")
-    (folder / "rllib.py").write_text(text.replace("num_env_runners=4", "num_env_runners=1"))
+    changes = ("range(1, 301)", "range(1, 3)"), ("num_env_runners=4", "num_env_runners=1"), ASKING_RAY
+    (folder / "rllib.py").write_text(small("rllib_ppo.py", *changes))
     command = [Path(sys.executable).with_name("ray"), "job", "submit", "--address", rllib_cluster.dashboard,
                "--working-dir", folder, "--", "python", "rllib.py"]  # fmt: skip
     environ = {**registered, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": KEY}
