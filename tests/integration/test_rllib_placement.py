@@ -106,7 +106,7 @@ def test_algorithms(rllib_session: str, node_names: Any, make: Any) -> None:
     ("rllib_session", "env"),
     [
         *(("client", env) for env in ("id", "register_env", "trainer's id")),
-        *(("driver", env) for env in ("class", "async", "vector_entry_point")),
+        *(("driver", env) for env in ("async", "vector_entry_point")),
     ],
     indirect=["rllib_session"],
     scope="module",
@@ -120,8 +120,6 @@ def test_environments(rllib_session: str, node_names: Any, env: str) -> None:
         config = small_ppo("OnlyHere-v0")
     elif env == "async":
         config = small_ppo("only_here:OnlyHere-v0")
-    elif env == "class":
-        config = small_ppo(rllib_envs.ConfiguredEnv, size=5)
     elif env == "register_env":
         tune.register_env(f"mine-{rllib_session}", lambda context: rllib_envs.ConfiguredEnv(context))
         config = small_ppo(f"mine-{rllib_session}", size=5)
@@ -136,15 +134,9 @@ def test_environments(rllib_session: str, node_names: Any, env: str) -> None:
         assert on_simulators(node_names(where(algo)), 1)
         spaces = algo.env_runner_group.get_spaces()
         assert spaces["default_policy"][0].shape == ((3,) if env in ("id", "async") else (5,))
-        indices = [
-            float(episode.get_observations(0).flat[0])
-            for episodes in algo.env_runner_group.foreach_env_runner(
-                lambda env_runner: env_runner.sample(num_timesteps=4), local_env_runner=False
-            )
-            for episode in episodes
-        ]
-        if env in ("class", "register_env"):
-            assert set(indices) == {1.0}  # EnvContext arrives
+        observed = first_observations(algo)
+        if env == "register_env":
+            assert set(observed) == {1.0}  # EnvContext arrives
         if env in ("async", "vector_entry_point"):
             kinds = algo.env_runner_group.foreach_env_runner(
                 lambda env_runner: type(env_runner.env.unwrapped).__name__, local_env_runner=False
@@ -161,6 +153,17 @@ def test_environments(rllib_session: str, node_names: Any, env: str) -> None:
     finally:
         gym.registry.pop("OnTrainer-v0", None)
     assert "only_here" not in sys.modules
+
+
+def first_observations(algo: Any) -> list[float]:
+    """The first number of each episode that its env runners sample now; the worker's index for a `ConfiguredEnv`."""
+    return [
+        float(episode.get_observations(0).flat[0])
+        for episodes in algo.env_runner_group.foreach_env_runner(
+            lambda env_runner: env_runner.sample(num_timesteps=4), local_env_runner=False
+        )
+        for episode in episodes
+    ]
 
 
 def test_who_steps_environments_in_its_own_process() -> None:
@@ -188,21 +191,31 @@ def test_pettingzoo(rllib_session: str, node_names: Any) -> None:
 
 @in_cluster_only
 @pytest.mark.parametrize("env", ["id", "class"])
-def test_sampling_in_the_trainers_process(rllib_session: str, env: str) -> None:
-    """`num_env_runners=0`: the rows that RLlib steps here are remote ones, like any vector env's; evaluation's too."""
+def test_sampling_in_the_trainers_process(rllib_session: str, node_names: Any, env: str) -> None:
+    """`num_env_runners=0`: the rows that RLlib steps here are remote ones, like any vector env's; evaluation's too.
+
+    One env runner of ours is enough for them, so that evaluation finds room for its own where it has any.
+    """
     config = small_ppo("OnlyHere-v0") if env == "id" else small_ppo(rllib_envs.ConfiguredEnv, size=5)
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=4)
-    algo = config.evaluation(evaluation_interval=1, evaluation_duration=4).build_algo()
+    evaluators = 1 if env == "class" else 0
+    config.evaluation(evaluation_interval=1, evaluation_duration=4, evaluation_num_env_runners=evaluators)
+    algo = config.build_algo()
     algo.env_runner.make_env()  # anew, as after a change of the config or a failure
-    both = [algo.env_runner.env.unwrapped, algo.eval_env_runner.env.unwrapped]
-    for rows in both:
+    rows_here = [algo.env_runner.env.unwrapped]
+    if evaluators:
+        assert on_simulators(node_names(where(algo, "eval_env_runner_group")), 1)
+        assert free_units() == 6
+    else:
+        rows_here.append(algo.eval_env_runner.env.unwrapped)
+    for rows in rows_here:
         assert type(rows).__name__ == "RemoteSyncVectorEnv" and rows.num_envs == 4
         assert set(rows._core.places()) <= {"alpha", "beta"} and sum(map(len, rows._core.places().values())) == 4
     result = algo.train()
     assert result["env_runners"]["num_env_steps_sampled_lifetime"] >= 128
     assert result["evaluation"]["env_runners"]["num_episodes"] >= 4
     algo.stop()
-    for rows in both:
+    for rows in rows_here:
         rows.close()
     assert backend() is not None
 
@@ -219,15 +232,17 @@ def test_the_old_stack_samples_in_the_trainers_process(rllib_session: str) -> No
 
 
 @in_cluster_only
-def test_a_dict_its_own_resources_and_its_connectors(rllib_session: str, node_names: Any) -> None:
+def test_a_dict_its_own_resources_its_connectors_and_an_environments_class(rllib_session: str, node_names: Any) -> None:
     """`build_algo()` is everywhere else. A connector runs beside the environment."""
     config = PPOConfig().env_runners(env_to_module_connector=lambda *_: rllib_envs.SaysWhereItRan())
     as_dict = {
-        **config.to_dict(), "env": "CartPole-v1", "num_env_runners": 1, "num_envs_per_env_runner": 3,
-        "custom_resources_per_env_runner": {"env_runner": 2}, **SMALL,
+        **config.to_dict(), "env": rllib_envs.ConfiguredEnv, "env_config": {"size": 5}, "num_env_runners": 1,
+        "num_envs_per_env_runner": 3, "custom_resources_per_env_runner": {"env_runner": 2}, **SMALL,
     }  # fmt: skip
     algo = PPO(config=as_dict)
     assert algo.config.num_envs_per_env_runner == 3 and free_units() == 6
+    assert algo.env_runner_group.get_spaces()["default_policy"][0].shape == (5,)
+    assert set(first_observations(algo)) == {1.0}  # EnvContext arrives
     algo.train()
     [nodes] = algo.env_runner_group.foreach_env_runner(
         lambda env_runner: next(each.nodes for each in env_runner._env_to_module.connectors if hasattr(each, "nodes")),
@@ -251,13 +266,3 @@ def check_nothing_stays_referenced(algo: Any) -> None:
     assert held in counts()
     del weights
     wait_until(lambda: held not in counts(), what="nobody holds it")
-
-
-@in_cluster_only
-def test_rows_here_leave_room_for_evaluation(rllib_session: str, node_names: Any) -> None:
-    """One env runner of ours for RLlib's rows here is enough."""
-    config = small_ppo(num_env_runners=0).evaluation(evaluation_interval=1, evaluation_num_env_runners=1)
-    algo = config.build_algo()
-    assert on_simulators(node_names(where(algo, "eval_env_runner_group")), 1)
-    assert free_units() == 6
-    algo.stop()
