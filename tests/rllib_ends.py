@@ -13,6 +13,7 @@ from typing import Any
 import ray
 
 import remoterl
+from remoterl import capacity
 
 _configs: list[Any] = []
 
@@ -69,9 +70,10 @@ def trained() -> Any:
 def wait_for_units() -> None:
     """All are free again, with nobody's help."""
     deadline = time.monotonic() + 60
-    while not remoterl.check(8, address=os.environ["REMOTERL_ADDRESS"]):
-        assert time.monotonic() < deadline, "units are held still"
-        time.sleep(0.5)
+    with capacity.connected(os.environ["REMOTERL_ADDRESS"], os.environ["REMOTERL_API_KEY"], 60.0):
+        while not remoterl.check(8):
+            assert time.monotonic() < deadline, "units are held still"
+            time.sleep(0.5)
     print("FREE", flush=True)
 
 

@@ -16,11 +16,12 @@ import pytest
 import ray
 import rllib_ends
 from conftest import patched_places
-from processes import A_MINUTE_S, KEY, Cluster, kill, run_python, wait_until
+from processes import A_MINUTE_S, KEY, PATIENCE_S, Cluster, kill, run_python, wait_until
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
 from rllib_fixtures import assert_no_rllib_left, in_cluster_only
 
 import remoterl
+from remoterl import capacity
 from remoterl.errors import CapacityError, UnknownEnvironmentError, UnsupportedError
 
 SMALL: dict[str, Any] = {"train_batch_size_per_learner": 64, "minibatch_size": 32, "num_epochs": 1}
@@ -56,7 +57,7 @@ def lives(process: psutil.Process) -> bool:
 
 def test_too_few_units(rllib_cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
     before = patched_places()
-    assert remoterl.init(KEY, address=rllib_cluster.gcs_address, timeout_s=2)
+    assert remoterl.init(KEY, address=rllib_cluster.gcs_address, num_env_runners=1, timeout_s=2)
     try:
         with caplog.at_level("INFO", "remoterl"), pytest.raises(CapacityError) as raised:
             ppo(9).build_algo()
@@ -78,6 +79,7 @@ def test_too_few_units(rllib_cluster: Cluster, caplog: pytest.LogCaptureFixture)
 
 def test_what_is_registered_before_init(rllib_cluster: Cluster, node_names: Any) -> None:
     import rllib_envs
+    from ray.rllib.env.env_context import EnvContext
     from ray.tune.registry import ENV_CREATOR
     from ray.tune.registry import _global_registry as registry
 
@@ -99,7 +101,7 @@ def test_what_is_registered_before_init(rllib_cluster: Cluster, node_names: Any)
     # A cluster of the script's own would find them.
     known = {name: registry.contains(ENV_CREATOR, name) for name in ("early", "late", "gone", "CartPoul-v1")}
     for name in ("early", "late"):
-        assert registry.get(ENV_CREATOR, name)({"size": 3}).observation_space.shape == (3,)
+        assert registry.get(ENV_CREATOR, name)(EnvContext({"size": 3}, 0)).observation_space.shape == (3,)
         registry.unregister(ENV_CREATOR, name)
     assert known == {"early": True, "late": True, "gone": False, "CartPoul-v1": False}
     assert_no_rllib_left(rllib_cluster)
@@ -148,7 +150,8 @@ def said_fields(output: str) -> dict[str, dict[str, Any]]:
 
 def assert_all_free(cluster: Cluster) -> None:
     assert_no_rllib_left(cluster)
-    wait_until(lambda: remoterl.check(8, address=cluster.gcs_address, api_key=KEY), A_MINUTE_S, "all units are free")
+    with capacity.connected(cluster.gcs_address, KEY, PATIENCE_S):
+        wait_until(lambda: remoterl.check(8), A_MINUTE_S, "all units are free")
 
 
 def test_after_every_end_configs_are_those_of_a_fresh_process(rllib_cluster: Cluster) -> None:
@@ -178,7 +181,7 @@ def test_a_simulator_is_killed_in_mid_training(rllib_cluster: Cluster, node_name
         killed_at.append(time.monotonic())
         kill(tree)
 
-    assert remoterl.init(KEY, address=rllib_cluster.client_address)
+    assert remoterl.init(KEY, address=rllib_cluster.client_address, num_env_runners=1)
     try:
         algo = ppo(3).training(train_batch_size_per_learner=2000, minibatch_size=500).build_algo()
         assert "gamma" in node_names(where(algo))
