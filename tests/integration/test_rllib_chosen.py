@@ -39,7 +39,7 @@ def free(labels: dict[str, str] | None = None) -> int:
 
 def test_labels(rllib_cluster: Cluster, node_names: Any, tmp_path: Path) -> None:
     """`beta` is the one simulator in zone b, with four units; Ray would take `alpha` as gladly."""
-    assert remoterl.init(KEY, address=rllib_cluster.gcs_address, labels={"zone": "b"}, timeout_s=5)
+    assert remoterl.init(KEY, address=rllib_cluster.gcs_address, num_env_runners=1, labels={"zone": "b"}, timeout_s=5)
     try:
         with pytest.raises(CapacityError, match="asks for 5 env runners, the simulators with zone=b have 4 free of 4"):
             ppo(5).build_algo()
@@ -74,7 +74,8 @@ def test_an_environment_of_a_simulators_script(rllib_cluster: Cluster, node_name
     )
     try:
         simulator.wait_for("is up")
-        assert remoterl.init(KEY, address=rllib_cluster.address("driver"), labels={"kind": "script"})
+        address = rllib_cluster.address("driver")
+        assert remoterl.init(KEY, address=address, num_env_runners=1, labels={"kind": "script"})
         config = PPOConfig().environment("InMain-v0").training(**SMALL).env_runners(num_env_runners=1)
         algo = config.build_algo()
         assert node_names(where(algo)) == ["scripted"]
@@ -100,25 +101,25 @@ def check_a_trial(node_names: Any, folder: Path) -> None:
 
 def test_a_reservation(rllib_cluster: Cluster, node_names: Any) -> None:
     address = rllib_cluster.gcs_address
-    reservation = remoterl.reserve(3, {"zone": "b"}, address=address, api_key=KEY)
+    reservation = remoterl.reserve(2, {"zone": "b"}, address=address, api_key=KEY)
     assert remoterl.init(KEY, address=address, reservation=reservation, timeout_s=4)
     try:
-        with pytest.raises(CapacityError, match="asks for 4 env runners, the reservation has 3"):
-            ppo(4).build_algo()
+        with pytest.raises(CapacityError, match="asks for 3 env runners, the reservation has 2"):
+            ppo(3).build_algo()
         with pytest.raises(UnsupportedError, match=r"one env_runner and nothing else.*init\(labels"):
             ppo(1, custom_resources_per_env_runner={"env_runner": 2}).build_algo()
         with pytest.raises(UnsupportedError, match=r"a placement group of its own.*init\(labels"):
             tune.run("PPO", config={"env": "CartPole-v1", "num_env_runners": 1})
-        algo = ppo(2).build_algo()
-        assert node_names(where(algo)) == ["beta"] * 2
-        assert not remoterl.check(6)  # five are free: the third is the session's own still
+        algo = ppo(1).build_algo()
+        assert node_names(where(algo)) == ["beta"]
+        assert not remoterl.check(7)  # six are free: the second is the session's own still
         vec: Any = gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="sync")
         assert list(vec._core.places()) == ["beta"]
-        with pytest.raises(CapacityError, match="asks for 1 env runners, the reservation has 0 free of 3"):
+        with pytest.raises(CapacityError, match="asks for 1 env runners, the reservation has 0 free of 2"):
             ppo(1).build_algo()
         algo.stop()
         vec.close()
-        assert free() == 5 and free({"zone": "b"}) == 1  # what is reserved stays so until the session's end
+        assert free() == 6 and free({"zone": "b"}) == 2  # what is reserved stays so until the session's end
     finally:
         remoterl.shutdown()
     assert_no_rllib_left(rllib_cluster)
