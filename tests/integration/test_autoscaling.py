@@ -36,7 +36,7 @@ from remoterl._process import current_session
 
 
 class AutoscalingCluster:
-    """A head whose autoscaler may start two simulators of three units on this machine, and none at first.
+    """A head whose autoscaler may start two simulators of two units on this machine, and none at first.
 
     All run on what the tests run on, which has RLlib.
     """
@@ -65,7 +65,7 @@ class AutoscalingCluster:
             available_node_types={
                 "head": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 0},
                 "simulator": {
-                    "resources": {"CPU": 0, "env_runner": 3},
+                    "resources": {"CPU": 0, "env_runner": 2},
                     "labels": {"pool": "cpu"},
                     "node_config": {},
                     "min_workers": 0,
@@ -163,7 +163,7 @@ def test_simulators_come_for_rllib(autoscaling, caplog: pytest.LogCaptureFixture
     config.training(train_batch_size_per_learner=64, minibatch_size=32, num_epochs=1)
     with caplog.at_level(logging.INFO, "remoterl"):
         algo = config.build_algo()
-    assert "it asks for 4 env runners, the simulators with pool=cpu have 3 free of 3. The autoscaler" in caplog.text
+    assert "it asks for 4 env runners, the simulators with pool=cpu have 2 free of 2. The autoscaler" in caplog.text
     assert "Waiting for 4 env runners" in caplog.text
     assert len(autoscaling.nodes()) == 2
     nodes = algo.env_runner_group.foreach_env_runner(
@@ -182,17 +182,17 @@ def test_they_are_shared_and_go_when_idle(autoscaling) -> None:
     from stable_baselines3.common.env_util import make_vec_env
 
     assert remoterl.init(
-        KEY, address=autoscaling.address, num_workers=1, num_env_runners=5, labels={"pool": "cpu"}, timeout_s=PATIENCE_S
+        KEY, address=autoscaling.address, num_workers=1, num_env_runners=3, labels={"pool": "cpu"}, timeout_s=PATIENCE_S
     )
-    assert len(current_session().runners) == 5 and len(autoscaling.nodes()) == 2
-    assert [one["units"] for one in remoterl.describe({"pool": "cpu"})["simulators"]] == [3, 3]
+    assert len(current_session().runners) == 3 and len(autoscaling.nodes()) == 2
+    assert [one["units"] for one in remoterl.describe({"pool": "cpu"})["simulators"]] == [2, 2]
     other = Process(sys.executable, "-c", OTHER, REMOTERL_ADDRESS=autoscaling.address)
-    env = make_vec_env("OnlyHere-v0", n_envs=5)  # an environment that only these nodes have
-    model = PPO("MlpPolicy", env, n_steps=16, batch_size=40, n_epochs=1)
+    env = make_vec_env("OnlyHere-v0", n_envs=3)  # an environment that only these nodes have
+    model = PPO("MlpPolicy", env, n_steps=16, batch_size=24, n_epochs=1)
     before = model.policy.state_dict()["action_net.weight"].clone()
     with stage("training"):
-        model.learn(160)
-    assert model.num_timesteps == 160 and (model.policy.state_dict()["action_net.weight"] != before).any()
+        model.learn(96)
+    assert model.num_timesteps == 96 and (model.policy.state_dict()["action_net.weight"] != before).any()
     env.close()
 
     # More than may ever be started: what there is.
@@ -212,4 +212,4 @@ def test_they_are_shared_and_go_when_idle(autoscaling) -> None:
 
         with stage("idle simulators gone, asked for all the time"):
             wait_until(gone, 90, "idle simulators go")
-        assert 3 in unused
+        assert 2 in unused

@@ -13,14 +13,16 @@ from processes import KEY, ROOT, stage, wait_until
 TRAINER = """
 import time
 import remoterl
+from remoterl import capacity
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
-for _ in range(60):  # a node's processes run before the hub knows it
-    if remoterl.check(8, address="ray://10.77.1.2:10001", api_key={key!r}, timeout_s=60.0):
-        break
-    time.sleep(1.0)
-assert remoterl.init({key!r}, address="ray://10.77.1.2:10001", num_env_runners=4, timeout_s=60.0)
+with capacity.connected("ray://10.77.1.2:10001", {key!r}, 60.0):
+    for _ in range(60):  # a node's processes run before the hub knows it
+        if remoterl.check(8):
+            break
+        time.sleep(1.0)
+assert remoterl.init({key!r}, address="ray://10.77.1.2:10001", num_env_runners=2, timeout_s=60.0)
 env = make_vec_env("OnlyHere-v0", n_envs=4)
 rows = []
 while sum(one[2] for one in rows) < 4:  # env runners tell of their rows each second
