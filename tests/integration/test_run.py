@@ -32,10 +32,16 @@ def test_scripts_in_cleanrls_manner_are_the_same_with_and_without(cluster, tmp_p
     lines[0][-1] = str(tmp_path / "far")
     addresses = (cluster.client_address, cluster.gcs_address, cluster.gcs_address)
     calls = [Call(["run", "--address", address, *line]) for address, line in zip(addresses, lines, strict=True)]
+    # A module in the working directory, its arguments, and its exit code.
+    (tmp_path / "a_module.py").write_text(SCRIPT.read_text())
+    as_module = ["run", "--address", cluster.gcs_address, "--num-env-runners", "1", "-m", "a_module"]
+    calls.append(Call([*as_module, "CartPole-v1", str(tmp_path), "--fail"]))
+    *scripts, module = run_in_turn(*calls, cwd=tmp_path)
     remote = []
-    for done in run_in_turn(*calls, cwd=tmp_path):
+    for done in scripts:
         assert done.returncode == 0, done.stderr
         remote += told(done.stdout)
+    assert module.returncode == 3 and told(module.stdout)[-1]["kind"] == "RemoteSyncVectorEnv", module.stderr
     for one in (*local, *remote):
         one.pop("pid", None)
     assert [one["kind"] for one in local] == ["SyncVectorEnv"] * 3
@@ -45,20 +51,11 @@ def test_scripts_in_cleanrls_manner_are_the_same_with_and_without(cluster, tmp_p
     assert_free(cluster)
 
 
-def test_a_module_its_arguments_and_its_exit_code(cluster, tmp_path: Path) -> None:
-    options = ("run", "--address", cluster.gcs_address, "--num-env-runners", "3", "-m", "cleanrl_style")
-    path = {"PYTHONPATH": str(SCRIPT.parent)}
-    done = python("-m", "remoterl", *options, "CartPole-v1", str(tmp_path), "--fail", cwd=tmp_path, **path)
-    assert done.returncode == 3, done.stderr
-    assert told(done.stdout)[-1]["kind"] == "RemoteSyncVectorEnv"
-    assert_free(cluster)
-
-
 def test_a_scripts_own_init_and_its_errors(cluster, tmp_path: Path) -> None:
     script = tmp_path / "own.py"
     script.write_text(
         "import gymnasium, remoterl\n"
-        "assert remoterl.init(num_env_runners=5)\n"
+        "assert remoterl.init(num_env_runners=3)\n"
         "from remoterl._process import current_session\n"
         "assert current_session().info.name == 'own.py'\n"
         "print(type(gymnasium.make('CartPole-v1')).__name__)\n"
@@ -98,7 +95,7 @@ def test_names_imported_earlier_and_later(cluster, tmp_path: Path) -> None:
         "import sys\nlate = sys.argv[2] == 'late'\n"
         "if not late: import earlier\n"
         "import gymnasium, remoterl\n"
-        "assert remoterl.init(address=sys.argv[1])\n"
+        "assert remoterl.init(address=sys.argv[1], num_env_runners=1)\n"
         "assert late != ('stable_baselines3' in sys.modules)\n"
         "import earlier, later\n"
         "kinds = [earlier.make('CartPole-v1'), earlier.KEPT['make']('CartPole-v1'), later.make('CartPole-v1'),\n"
