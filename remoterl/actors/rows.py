@@ -46,11 +46,6 @@ from remoterl.messages import (
 )
 from remoterl.shipping import ship_exception, unship
 
-A_PROCESS_EACH = frozenset(  # to them it is as if each of their rows was alone
-    {Semantics.SB3_SUBPROC, Semantics.GYMNASIUM_ASYNC, Semantics.GYMNASIUM_ASYNC_UNSHARED}
-)
-
-
 class RowsError(Exception):
     """Some rows raised; `errors` holds all of them."""
 
@@ -575,18 +570,16 @@ def open_rows(semantics: Semantics, factories: bytes, rows: Sequence[int], mode:
         RowsError: factories raised.
     """
     fns = unship(factories)
-    if semantics in A_PROCESS_EACH:
-        fns = apart(fns)
     if semantics is Semantics.GYMNASIUM_SYNC:
         return GymnasiumRows(fns, rows, mode)
     if semantics is Semantics.GYMNASIUM_ASYNC:
-        return AsyncRows(fns, rows, mode)
+        return AsyncRows(apart(fns), rows, mode)
     if semantics is Semantics.GYMNASIUM_ASYNC_UNSHARED:
-        return UnsharedAsyncRows(fns, rows, mode)
+        return UnsharedAsyncRows(apart(fns), rows, mode)
     if semantics is Semantics.SB3_DUMMY:
         return StableBaselinesRows(fns, rows, buffers=True)
     if semantics is Semantics.SB3_SUBPROC:
-        return StableBaselinesRows(fns, rows, buffers=False)
+        return StableBaselinesRows(apart(fns), rows, buffers=False)
     return WholeRows(fns, rows)
 
 
