@@ -376,6 +376,7 @@ class Vec:
         self.given: list[int | None] = [None] * self.num_rows  # SB3: kept until a reset worked
         self.seen: list[list[Any]] | None = None
         self.flight: list[list[Outcome | str] | None] | None = None
+        self.kept: list[int] = []  # actions of a DummyVecEnv, which steps when its step is waited for
         self.closed = False
 
     @property
@@ -630,7 +631,10 @@ class Stories(RuleBasedStateMachine):
     def step_async(self, number: int, poisoned: int) -> None:
         vec = self.pick(number, "step async")
         actions = self._actions(vec, poisoned)
-        vec.flight = vec.sent_step(actions)
+        if vec.kind.semantics is m.Semantics.SB3_DUMMY:
+            vec.kept, vec.flight = actions, []
+        else:
+            vec.flight = vec.sent_step(actions)
         vec.face.step_async(np.array(actions))
 
     @precondition(lambda self: self.can_do("wait"))
@@ -639,6 +643,8 @@ class Stories(RuleBasedStateMachine):
         vec = self.pick(number, "wait")
         flight, vec.flight = vec.flight, None
         assert flight is not None
+        if vec.kind.semantics is m.Semantics.SB3_DUMMY:
+            flight = vec.sent_step(vec.kept)
         with _Call(self.world, vec, None if vec.kind.is_sb3 else timeout_s, _errors(flight)) as call:
             call.result = vec.face.step_wait() if vec.kind.is_sb3 else vec.face.step_wait(timeout_s)
         if call.result is not None:
@@ -903,7 +909,7 @@ def test_environments_that_could_not_be_made_anew_are_made_at_the_next_call() ->
 
 def test_a_step_that_is_under_way_does_not_end_the_env_runner_that_took_its_rows() -> None:
     world = World(None)
-    vec = opened(world, SB3)
+    vec = opened(world, m.Semantics.SB3_SUBPROC)
     vec.face.reset()
     vec.face.step_async(np.arange(4))
     die(vec)
