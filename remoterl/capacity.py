@@ -417,7 +417,7 @@ def require(
 def _wait_without_end(units: int, labels: Mapping[str, str]) -> None:
     """Until so many units were free at once; two trainers that hold what the other lacks let each other through."""
     while True:
-        patience_s = random.uniform(1.0, 1.5) * STALLED_S
+        patience_s = _chance.uniform(1.0, 1.5) * STALLED_S
         if grant := wait_for_autoscaler(units, labels, math.inf, patience_s):
             grant.give_back()
             return
@@ -426,7 +426,10 @@ def _wait_without_end(units: int, labels: Mapping[str, str]) -> None:
             "again.",
             patience_s, units,
         )  # fmt: skip
-        time.sleep(random.uniform(0.5, 1.0) * PROGRESS_PERIOD_S)
+        time.sleep(_chance.uniform(0.5, 1.0) * PROGRESS_PERIOD_S)
+
+
+_chance = random.Random()  # not the script's, which it may have seeded
 
 
 def _require_granted(wanted: int, grant: Grant, what: str, deadline: float) -> None:

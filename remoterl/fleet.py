@@ -229,8 +229,12 @@ class Fleet:
         up: list[tuple[_Started, m.EnvRunnerInfo]] = []
         asked = [one.actor.ready.remote() for one in started]
         up_by = max(deadline, time.monotonic() + ENV_RUNNER_START_S)
-        _, late = ray.wait(asked, num_returns=len(asked), timeout=ENV_RUNNER_START_S)
-        outrun = self._outrun([one for one, ready in zip(started, asked, strict=True) if ready in late])
+        outrun: list[_Started] = []
+        late = list(asked)
+        while late and not outrun and (left := up_by - time.monotonic()) > 0:
+            _, late = ray.wait(asked, num_returns=len(asked), timeout=min(ENV_RUNNER_START_S, left))
+            if late and left > ENV_RUNNER_START_S:
+                outrun = self._outrun([one for one, ready in zip(started, asked, strict=True) if ready in late])
         for one, ready in zip(started, asked, strict=True):
             name = one.simulator.name
             try:
@@ -274,16 +278,28 @@ class Fleet:
         ]
 
     def _outrun(self, late: Sequence[_Started]) -> list[_Started]:
-        """Those that wait for a unit that another trainer took, by all signs, while there are others elsewhere.
+        """Those whose unit another trainer's env runner has taken since it was looked at, while others are free.
 
-        Ray queues an env runner where its unit was taken between our look and its start, for as long as that takes.
+        On a full node Ray queues an env runner, for as long as that takes. One that only starts slowly holds its unit.
         """
-        if not late:
+        if not (late := [one for one in late if one.strategy is None]):
             return []
         deadline = time.monotonic() + PING_S
-        free = capacity.free_units(directory.find_simulators(deadline, labels=self._config.labels), deadline)
-        on_full = [one for one in late if one.strategy is None and free.get(one.simulator.node_id, 0) < 1]
-        return on_full if any(free.values()) else []
+        simulators = directory.find_simulators(deadline, labels=self._config.labels, refuse_others=False)
+        free = capacity.free_units(simulators, deadline)
+        if not any(free.values()):
+            return []
+        others = {one.node_id: self._others_in(one.info) for one in simulators}
+        return [
+            one
+            for one in late
+            if free.get(one.simulator.node_id, 0) < 1
+            and others.get(one.simulator.node_id, set()) - self._others_in(one.simulator.info)
+        ]
+
+    def _others_in(self, info: m.SimulatorInfo) -> set[str]:
+        """Env runners of other trainers."""
+        return {one.actor_id for one in info.env_runners if one.trainer.session_id != self._info.session_id}
 
     def _say_whether_gymnasium_differs(self, simulator: directory.SimulatorHandle) -> None:
         theirs = simulator.info.versions.gymnasium
@@ -338,8 +354,6 @@ class Fleet:
                 ) from error
             for one, new in zip(batch, found, strict=False):
                 self._put_in_place(one, new)
-                if new.strategy != one.strategy:  # it runs elsewhere
-                    self._let_go_of_unit(one)
                 logger.warning(
                     "The env runner on %s is lost; its rows go on at %s, after %.1f s. Their episodes are over.%s",
                     one.place,
@@ -347,6 +361,9 @@ class Fleet:
                     time.monotonic() - started,
                     f" Ray says: {one.cause}" if one.cause else "",
                 )
+            for one in batch[: len(found)]:
+                if all(each.strategy is not one.strategy for each in (*found, *self.runners)):
+                    self._let_go_of_unit(one)
             return found[0]
 
     def _ask_for_causes(self, lost: Sequence[RunnerLink]) -> None:
@@ -385,7 +402,8 @@ class Fleet:
                 self._grant = self._grant.looked_at_again()
             labels = self._config.labels if self.reserved is None else self.reserved.labels
             simulators = directory.find_simulators(ping_by, labels=labels, refuse_others=False)
-            places = _places(batch, simulators, capacity.free_units(simulators, ping_by), self._grant)
+            free = capacity.free_units(simulators, ping_by)
+            places = _places(batch, simulators, free, self._grant, [one.strategy for one in self.living()])
             up = self._create(places, min(deadline, time.monotonic() + ENV_RUNNER_START_S)) if places else []
             up.sort(key=can_make, reverse=True)
             if up and can_make(up[0]):
@@ -522,15 +540,18 @@ def _places(
     simulators: Sequence[directory.SimulatorHandle],
     free: Mapping[str, int],
     grant: capacity.Grant | None,
+    in_use: Sequence[Any] = (),
 ) -> list[tuple[directory.SimulatorHandle, Any]]:
     """Where to start an env runner for each lost one, as `_create` takes it: its own simulator if that has a unit.
 
     In the unit that was granted for it, if that is where somebody answers: Ray moves it when its simulator is gone.
+    `in_use`: the strategies of living ones, which may have taken others' units.
     """
     free = dict(free)
     places: list[tuple[directory.SimulatorHandle, Any]] = []
     for lost in batch:
-        granted = grant.node_of(lost.strategy) if grant is not None and lost.strategy is not None else None
+        is_granted = lost.strategy is not None and all(lost.strategy is not one for one in in_use)
+        granted = grant.node_of(lost.strategy) if grant is not None and is_granted else None
         own = [one for one in simulators if one.node_id == granted and not one.info.draining]
         if own:
             places.append((own[0], lost.strategy))

@@ -36,6 +36,10 @@ class Semantics(Enum):
 ARRAY_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)  # a row's value is one array
 
 
+# Their local classes have a process for each row: to it what it is given is its own copy.
+A_PROCESS_EACH = frozenset({Semantics.GYMNASIUM_ASYNC, Semantics.GYMNASIUM_ASYNC_UNSHARED, Semantics.SB3_SUBPROC})
+
+
 class Target(Enum):
     """Which layer of a row's environment an attribute belongs to."""
 

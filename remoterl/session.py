@@ -450,7 +450,7 @@ class Session:
     def news_for(self, runner: RunnerLink, registered: Mapping[str, registrations.Shipped]) -> bytes:
         """See `vector.recovery.Rescuer.news_for`."""
         specs = {**self._registered_now([runner]), **registered}
-        news = News({env_id: one for env_id, one in specs.items() if env_id not in runner.environments}, self._sources)
+        news = self._news_of(specs, runner)
         _was_told(runner, news)
         return news.packed()
 

@@ -242,6 +242,24 @@ def one_row_called_twice() -> Any:
     return counts
 
 
+class _Configured(_Short):
+    """Takes what it needs out of the settings that it is given, and draws from a generator that it is given."""
+
+    def __init__(self, settings: dict[str, int], generator: np.random.Generator) -> None:
+        self.size = settings.pop("size")
+        self.drawn = int(generator.integers(1000))
+
+
+def what_functions_captured() -> Any:
+    from stable_baselines3.common.vec_env import SubprocVecEnv
+
+    settings, generator = {"size": 5}, np.random.default_rng(0)
+    envs = SubprocVecEnv([lambda: _Configured(settings, generator)] * 4)
+    read = envs.get_attr("size"), envs.get_attr("drawn"), settings
+    envs.close()
+    return read
+
+
 class _Fixed(gym.Env):
     """Gives out arrays that nobody may write to."""
 

@@ -2,7 +2,8 @@
 
 Here they live in one process, and arrive in one pickle. So their functions are copied, with all that pickling copies: a
 dict of settings, a generator of random numbers. Classes and modules stay the same ones for all rows, and with them what
-classes hold and what their methods name, of which a copy would be out of their sight.
+classes hold and what their methods name, of which a copy would be out of their sight. So do large arrays: of a dataset,
+which is hardly ever written to, there may be no room for a copy a row.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from collections.abc import Iterator, Sequence
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+import numpy as np
+
 from remoterl._logging import logger
 from remoterl.functions import codes_in, functions_behind
 from remoterl.shipping import Pickler, classes_by_value
 
 STAY = (type, ModuleType, CodeType)
+LARGE_BYTES = 1 << 20
 READS = frozenset({"LOAD_GLOBAL"})
 WRITES = frozenset({"STORE_GLOBAL", "DELETE_GLOBAL"})
 
@@ -51,7 +55,7 @@ class _Copier(Pickler):
         self._shared = shared
 
     def persistent_id(self, obj: Any) -> int | None:
-        if isinstance(obj, STAY):
+        if isinstance(obj, STAY) or (type(obj) is np.ndarray and obj.nbytes >= LARGE_BYTES):
             self._shared[id(obj)] = obj
         return id(obj) if id(obj) in self._shared else None
 

@@ -13,7 +13,7 @@ import pickle
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,7 +179,7 @@ class EnvRunner:
 
     def _step(self, request: m.StepRows, rooms: Sequence[Any]) -> m.RowsStepped:
         rows = self._rows[request.vector_id]
-        reply = rows.step(m.unpack(request.actions), _Rooms(rooms) if rooms else ())
+        reply = rows.step(m.unpack(request.actions), rooms)
         self._steps += rows.num_rows
         return reply
 
@@ -255,17 +255,6 @@ class EnvRunner:
                     told = None
                     simulator = directory.actor_of_this_node() or simulator
             stop.wait(REPORT_PERIOD_S)
-
-
-class _Rooms(list[Any]):
-    """Memory for a step's observations, which a child that an environment forked in that step does not write to."""
-
-    def __init__(self, rooms: Sequence[Any]) -> None:
-        super().__init__(rooms)
-        self._pid = os.getpid()
-
-    def __iter__(self) -> Iterator[Any]:
-        return super().__iter__() if os.getpid() == self._pid else iter(())
 
 
 def _one_a_row(shipped: bytes, rows: Rows) -> list[Any]:

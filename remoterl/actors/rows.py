@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 import reprlib
 import sys
 import traceback
@@ -30,6 +31,7 @@ from remoterl.actors.apart import apart
 from remoterl.actors.monitor import SB3_MONITOR, Monitor, require_gymnasium_env
 from remoterl.actors.registry import portable_spec
 from remoterl.messages import (
+    A_PROCESS_EACH,
     ARRAY_SPACES,
     InfoTable,
     RemoteMethod,
@@ -45,6 +47,7 @@ from remoterl.messages import (
     encode,
 )
 from remoterl.shipping import ship_exception, unship
+
 
 class RowsError(Exception):
     """Some rows raised; `errors` holds all of them."""
@@ -70,6 +73,7 @@ class Rows(ABC):
 
     def __init__(self, factories: Sequence[Callable[[], Any]], row_numbers: Sequence[int]) -> None:
         self.row_numbers = tuple(row_numbers)
+        self._pid = os.getpid()
         self.envs: list[Any] = [None] * len(factories)
         self._fresh_seeds: dict[int, int] = {}  # of revived rows, until their first reset
         self._bare: set[int] = set()  # revived rows that were never reset
@@ -101,6 +105,10 @@ class Rows(ABC):
         Args:
             rooms: bytes to which each array of the batch of observations may be written, if it has just that size.
         """
+
+    def _own_rooms(self, rooms: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        """None in a child that an environment forked in this step: the trainer's memory is the parent's to write to."""
+        return iter(rooms if rooms and os.getpid() == self._pid else ())
 
     def revive(self, seeds: Sequence[int | None], observations: Any) -> None:
         """These rows take the place of lost ones, whose episodes have just been reported as over (see `ReviveRows`)."""
@@ -143,7 +151,10 @@ class Rows(ABC):
 
         def one(row: int) -> Any:
             args, kwargs = arguments()
-            if name.partition(".")[0] not in OF_NO_EPISODE:
+            if name == "reset" and call is not False:
+                if (seed := self._seed(row, kwargs.get("seed"))) is not None:
+                    kwargs["seed"] = seed
+            elif name.partition(".")[0] not in OF_NO_EPISODE:
                 self._dress(row)
             value = _value(self._attribute(row, name, target), name, args, kwargs, call)
             arrays.append(arrays_among(args, kwargs))
@@ -336,7 +347,7 @@ class GymnasiumRows(Rows):
             self._observations = list(iterate(batch_space(self._space, len(self)), observations))
 
     def _batch(self, rooms: Sequence[np.ndarray] = ()) -> Any:
-        return self._beside(self._space, self._observations, self._buffer, iter(rooms))
+        return self._beside(self._space, self._observations, self._buffer, self._own_rooms(rooms))
 
     def _beside(self, space: spaces.Space, values: list[Any], buffer: Any, rooms: Iterator[np.ndarray]) -> Any:
         """As Gymnasium's `concatenate`."""
@@ -373,7 +384,6 @@ class UnsharedAsyncRows(GymnasiumRows):
     Its worker knows of a reset after an episode's end only with shared memory: the next step resets once more.
     """
 
-    are_processes = True
     _refuses_finished_rows = False
     _resets_begin_anew = False
 
@@ -404,7 +414,6 @@ class StableBaselinesRows(Rows):
     def __init__(self, factories: Sequence[Callable[[], Any]], row_numbers: Sequence[int], buffers: bool) -> None:
         super().__init__([_of_gymnasium(factory) for factory in factories], row_numbers)
         self._buffers = buffers
-        self.are_processes = not buffers
         self._space = self.envs[0].observation_space
         self._batches: dict[Any, np.ndarray] = {}  # written anew at each step: a reply is sent before the next one
         self._observations: list[Any] = [None] * len(self)
@@ -475,7 +484,7 @@ class StableBaselinesRows(Rows):
             self._name_misfits(error, fits)
 
     def _batch(self, rooms: Sequence[np.ndarray] = ()) -> Any:
-        free = iter(rooms)
+        free = self._own_rooms(rooms)
         leaves = {key: self._leaf(key, space, next(free, None)) for key, space in _leaves(self._space)}
         if isinstance(self._space, spaces.Dict):
             return leaves
@@ -570,16 +579,24 @@ def open_rows(semantics: Semantics, factories: bytes, rows: Sequence[int], mode:
         RowsError: factories raised.
     """
     fns = unship(factories)
+    if semantics in A_PROCESS_EACH:
+        fns = apart(fns)
+    made = _rows(semantics, fns, rows, mode)
+    made.are_processes = semantics in A_PROCESS_EACH
+    return made
+
+
+def _rows(semantics: Semantics, fns: Sequence[Any], rows: Sequence[int], mode: AutoresetMode) -> Rows:
     if semantics is Semantics.GYMNASIUM_SYNC:
         return GymnasiumRows(fns, rows, mode)
     if semantics is Semantics.GYMNASIUM_ASYNC:
-        return AsyncRows(apart(fns), rows, mode)
+        return AsyncRows(fns, rows, mode)
     if semantics is Semantics.GYMNASIUM_ASYNC_UNSHARED:
-        return UnsharedAsyncRows(apart(fns), rows, mode)
+        return UnsharedAsyncRows(fns, rows, mode)
     if semantics is Semantics.SB3_DUMMY:
         return StableBaselinesRows(fns, rows, buffers=True)
     if semantics is Semantics.SB3_SUBPROC:
-        return StableBaselinesRows(apart(fns), rows, buffers=False)
+        return StableBaselinesRows(fns, rows, buffers=False)
     return WholeRows(fns, rows)
 
 

@@ -15,7 +15,7 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -161,7 +161,7 @@ class FrameSocket:
                 try:
                     step = landing.take(received)
                 except Exception as error:
-                    raise _undecodable(error, lambda: landing.take(received)) from error
+                    _raise(error, lambda: landing.take(received))
                 if step is not None:
                     self.receives_large = False
                     return step
@@ -209,7 +209,7 @@ class FrameSocket:
                         return reader(self._small[between:end], self._small[start:between])
                     except Exception as error:
                         again = functools.partial(reader, self._small[between:end], self._small[start:between])
-                        raise _undecodable(error, again) from error
+                        _raise(error, again)
                 between = start + pickle_bytes
                 message = self._decode(layout, self._view[start:between], self._small[between:end])
             if message is not None:
@@ -263,20 +263,20 @@ class FrameSocket:
         try:
             return message()
         except Exception as error:
-            raise _undecodable(error, message) from error
+            _raise(error, message)
 
     def close(self) -> None:
         """Close this process's end; in a forked child the parent's stays open."""
         self.socket.close()
 
 
-def _undecodable(error: Exception, again: Callable[[], Any]) -> Exception:
-    """What to raise where decoding raised: a signal's handler may have, and then it is no fault of the message's."""
+def _raise(error: Exception, again: Callable[[], Any]) -> NoReturn:
+    """What decoding raised: if it works now, a signal's handler did, and it is no fault of the message's."""
     try:
         again()
     except Exception:
-        return UndecodableError()
-    return error
+        raise UndecodableError from error
+    raise error
 
 
 class FrameError(ConnectionError):

@@ -283,9 +283,12 @@ def _register_again() -> None:
     """The next connection of this process, or none, finds what the script registered before it or during the last."""
     registry = tune_registry._global_registry
     registry._prefix = None
-    while _registered:
-        (category, key), value = _registered.popitem()
-        registry.register(category, key, value)
+    for (category, key), value in _registered.items():
+        try:
+            registry.register(category, key, value)
+        except Exception as error:  # it could be pickled once; the others can be
+            logger.warning("%s is not registered with RLlib any more: %s", key, error)
+    _registered.clear()
 
 
 def after_install() -> None:

@@ -50,10 +50,6 @@ UNSENT = object()  # in place of a ticket: the part was lost, and the trainer ha
 REPLIES = frozenset({m.RowsOpened, m.RowsReset, m.RowsStepped, m.RowsCalled})
 OF_EPISODES = frozenset({m.ResetRows, m.StepRows})
 OBSERVATIONS = frozenset({m.RowsReset, m.RowsStepped})
-LOST = object()  # in place of a step's result, see `step_by_view`
-LOOKS = frozenset({m.CallRows, m.RenderRows})
-# Their local classes have a process a row, to which arguments are copies.
-OF_PROCESSES = (m.Semantics.GYMNASIUM_ASYNC, m.Semantics.GYMNASIUM_ASYNC_UNSHARED, m.Semantics.SB3_SUBPROC)
 GYMNASIUMS = "WARN: "  # what its logger says, in a colour
 _part_ids = itertools.count(1)
 
@@ -153,9 +149,7 @@ class VectorCore:
         self._seeds: list[Any] = [None] * self.num_rows  # of the last reset that brought any
         self._seen: Sequence[Any] = [None] * len(self._parts)  # each part's last answer that has observations
         self._viewed: dict[int, Any] = {}  # the last observation of each row that the script steps by a view of it
-        self._owed: dict[
-            int, dict[str, Any]
-        ] = {}  # such rows that were lost and not reset since, and what is told of it
+        self._owed: dict[int, dict[str, Any]] = {}  # such rows, lost and not reset since, and what is told of it
         self._nowhere: list[Any] = [None] * len(self._parts)
         self._step_is_out = False  # and has not been gathered in full
         self._pick_channels()
@@ -391,6 +385,8 @@ class VectorCore:
             # before it was lost is told of in the next step.
             if reply is not got and (type(request) is m.StepRows or _is_of_all(request)):
                 part.told = None
+                for row in part.rows:
+                    self._owed.pop(row, None)
         return mended
 
     def _too_late(self, late: Sequence[Part], request: Any) -> StepTimeoutError:
@@ -427,12 +423,12 @@ class VectorCore:
                     self._move(part, error)
                 if not part.is_made:
                     self._make(part)
+                    if type(request) not in OF_EPISODES:  # which begin the episode, or tell of the one before
+                        self._revive(index)
                 if type(request) is m.StepRows and self._last_seen(index) is not None:
                     return self._tell(index)
                 if _is_a_step(request) and self._owed.keys() >= set(request.rows):
-                    return m.RowsCalled([LOST] * len(request.rows))
-                if type(request) in LOOKS and self._last_seen(index) is not None:
-                    self._ask_part(part, m.ReviveRows(part.id, self._new_seeds(part), self._last_seen(index)))
+                    return m.RowsCalled([self._told_by_view(row) for row in request.rows])
                 if type(request) is m.ResetRows:  # of some rows: the others stay where the trainer saw them last
                     last = None if _is_of_all(request) else self._last_seen(index)
                     self._ask_part(part, m.ReviveRows(part.id, self._new_seeds(part), last))
@@ -468,6 +464,11 @@ class VectorCore:
         if isinstance(opened, m.RowsFailed):
             raise RowsRaised([(part.runner, row) for row in opened.errors]).to_raise(self._name)
         part.is_made = True
+
+    def _revive(self, index: int) -> None:
+        part, last = self._parts[index], self._last_seen(index)
+        if last is not None or not self._viewed.keys().isdisjoint(part.rows):
+            self._ask_part(part, m.ReviveRows(part.id, self._new_seeds(part), last))
 
     def _tell(self, index: int) -> m.RowsStepped | m.RowsFailed:
         """The step in which the trainer hears that the part's episodes are over."""
@@ -527,7 +528,7 @@ class VectorCore:
         be locally.
         """
         arguments = ship((args, kwargs or {}))
-        is_shared = (self.num_rows if rows is None else len(rows)) == 1 and self._semantics not in OF_PROCESSES
+        is_shared = (self.num_rows if rows is None else len(rows)) == 1 and self._semantics not in m.A_PROCESS_EACH
 
         def write_back(reply: m.RowsCalled) -> None:
             if is_shared and reply.arrays is not None:
@@ -541,8 +542,6 @@ class VectorCore:
         """`reset` of one environment alone, which need not know both arguments."""
         if seed is not None:
             self._seeds = [seed if one == row else before for one, before in enumerate(self._seeds)]
-        elif row in self._owed:
-            [seed] = (self._new_seeds(part)[part.rows.index(row)] for part in self._parts if row in part.rows)
         given = {name: value for name, value in (("seed", seed), ("options", options)) if value is not None}
         [result] = self.call("reset", (), given, True, [row], target)
         self._owed.pop(row, None)
@@ -551,11 +550,13 @@ class VectorCore:
 
     def step_by_view(self, row: int, action: Any, target: m.Target) -> Any:
         """`step` of one environment alone; after a loss, until its `reset`, the truncated one of `recovery`."""
-        if row not in self._owed:
-            [result] = self.call("step", (action,), None, True, [row], target)
-            if result is not LOST:
-                self._viewed[row] = result[0]
-                return result
+        if row in self._owed:
+            return self._told_by_view(row)
+        [result] = self.call("step", (action,), None, True, [row], target)
+        self._viewed[row] = result[0]
+        return result
+
+    def _told_by_view(self, row: int) -> Any:
         return copy.deepcopy(self._viewed[row]), 0.0, False, True, {"remoterl": dict(self._owed[row])}
 
     def read(self, name: str, rows: Sequence[int] | None = None, target: m.Target = m.Target.WRAPPERS) -> list[Any]:

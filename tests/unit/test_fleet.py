@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,11 @@ from remoterl.capacity import Grant
 from remoterl.fleet import Fleet
 
 
-def simulator(node: str, draining: bool = False) -> Any:
-    return SimpleNamespace(name=node, node_id=node, units=1, info=SimpleNamespace(draining=draining))
+def simulator(node: str, draining: bool = False, of: Sequence[str] = ()) -> Any:
+    """`of`: whose env runners it has."""
+    env_runners = [SimpleNamespace(actor_id=who, trainer=SimpleNamespace(session_id=who)) for who in of]
+    info = SimpleNamespace(draining=draining, env_runners=env_runners)
+    return SimpleNamespace(name=node, node_id=node, units=1, info=info)
 
 
 def strategy(group: Any, bundle: int = 0) -> Any:
@@ -57,15 +61,24 @@ def test_another_trainer_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("free", "outrun"), [({"a": 0, "b": 1}, ["a"]), ({"a": 0, "b": 0}, []), ({"a": 1, "b": 1}, [])]
+    ("free", "then", "outrun"),
+    [
+        ({"a": 0, "b": 1}, ["ours", "theirs"], True),
+        ({"a": 0, "b": 1}, ["ours"], False),  # it starts slowly
+        ({"a": 0, "b": 0}, ["ours", "theirs"], False),  # there is no other
+        ({"a": 1, "b": 1}, ["ours", "theirs"], False),  # its unit is still there
+    ],
 )
-def test_who_is_outrun(monkeypatch: pytest.MonkeyPatch, free: dict[str, int], outrun: list[str]) -> None:
-    """Who is late on a full simulator while another has a unit; not one in its own unit, nor where all are slow."""
-    monkeypatch.setattr(fleet.directory, "find_simulators", lambda *_, **__: [])
+def test_who_is_outrun(monkeypatch: pytest.MonkeyPatch, free: dict[str, int], then: list[str], outrun: bool) -> None:
+    monkeypatch.setattr(fleet.directory, "find_simulators", lambda *_, **__: [simulator("a", of=then)])
     monkeypatch.setattr(capacity, "free_units", lambda *_: free)
-    late = [fleet._Started(simulator("a"), None, None), fleet._Started(simulator("a"), strategy(groups(1)[0]), None)]
-    trainers = Fleet(SimpleNamespace(labels={}, reservation=None), None, SimpleQueue())  # type: ignore[arg-type]
-    assert [one.simulator.node_id for one in trainers._outrun(late)] == outrun
+    late = [
+        fleet._Started(simulator("a", of=["ours"]), None, None),
+        fleet._Started(simulator("a"), strategy(groups(1)[0]), None),  # in a unit of its own
+    ]
+    info: Any = SimpleNamespace(session_id="ours")
+    trainers = Fleet(SimpleNamespace(labels={}, reservation=None), info, SimpleQueue())  # type: ignore[arg-type]
+    assert trainers._outrun(late) == late[:outrun]
 
 
 def test_a_lost_one_comes_back_where_its_unit_went(removed: list[Any]) -> None:
@@ -74,6 +87,8 @@ def test_a_lost_one_comes_back_where_its_unit_went(removed: list[Any]) -> None:
     batch = [lost("a", strategy(one)), lost("a", strategy(other)), lost("a", strategy(third)), lost("a")]
     places = fleet._places(batch, [simulator("b"), simulator("c")], {"b": 0, "c": 1}, grant)
     assert [(where.node_id, how) for where, how in places] == [("b", batch[0].strategy), ("c", None)]
+    held = [batch[0].strategy]  # by one that stands for another
+    assert fleet._places(batch[:1], [simulator("b")], {"b": 0}, grant, held) == []
     leaving = [simulator("b", draining=True), simulator("c")]
     assert [where.node_id for where, _ in fleet._places(batch[:1], leaving, {"c": 1}, grant)] == ["c"]
 

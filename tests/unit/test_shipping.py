@@ -21,8 +21,10 @@ import envs
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 
 from remoterl import shipping
+from remoterl.actors import registry
 from remoterl.actors.sources import lies_beside_the_script
 from remoterl.errors import NotShippableError, UnsupportedError
 from remoterl.shipping import StaysLocal, dumps, is_beside_the_script, ship, ship_exception, unship
@@ -80,6 +82,20 @@ def test_what_the_standard_library_caches_travels(tmp_path: Path) -> None:
     assert unship(ship(functools.lru_cache(math.gcd)))(4, 6) == 2
     found_by_name = vars(fnmatch)["_compile_pattern"]
     assert unship(ship(found_by_name)) is found_by_name
+
+
+def test_a_simulators_registrations_travel_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = script("""
+        import functools
+
+        @functools.cache
+        def made():
+            return "made there"
+    """)
+    monkeypatch.setattr(registry, "registry", {"Made-v0": EnvSpec("Made-v0", entry_point=made)})
+    registry.save(tmp_path / "registry")
+    saved = pickle.loads((tmp_path / "registry").read_bytes())
+    assert in_another_process(saved["Made-v0"], tmp_path, "value.entry_point()") == "made there"
 
 
 def test_the_global_generators_are_those_of_where_they_are_used() -> None:
