@@ -9,11 +9,12 @@ from typing import Any
 
 import gymnasium
 import pytest
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs.registration import EnvSpec, WrapperSpec, load_env_creator
 
 from remoterl import shipping
 from remoterl.actors import registry
-from remoterl.actors.registry import SpecShipper
+from remoterl.actors.registry import SpecShipper, with_local_code
+from remoterl.shipping import ship, unship
 
 GRID = """
 import gymnasium
@@ -53,6 +54,13 @@ def test_an_id_stands_for_the_code_of_now(grids: Any) -> None:
         change()
         assert shipped() != last
         last = shipped()
+
+
+def test_a_wrapper_has_one_name_wherever_it_arrives(grids: Any) -> None:
+    wrapper = WrapperSpec("Grid", "grids:Grid", {})
+    data = ship(with_local_code(EnvSpec("Grid-v0", entry_point="grids:Grid", additional_wrappers=(wrapper,))))
+    [first], [again] = unship(data).additional_wrappers, unship(data).additional_wrappers
+    assert first == again != wrapper and load_env_creator(first.entry_point) is grids.Grid
 
 
 def test_what_is_installed_is_pickled_once(monkeypatch: pytest.MonkeyPatch) -> None:
