@@ -244,11 +244,9 @@ for sys.argv in json.loads(sys.argv[1]):
 """
 
 
-def run_in_one_process(
-    *lines: Sequence[str], timeout_s: float = 280.0, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def run_in_one_process(*lines: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
     """Run scripts with their arguments, one after the other: importing PyTorch is most of what a small one costs."""
-    return run_python("-c", IN_TURN, json.dumps(lines), timeout_s=timeout_s, **environment)
+    return run_python("-c", IN_TURN, json.dumps(lines), timeout_s=280.0, **environment)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The RLlib examples as a user runs them."""
+"""The RLlib examples as a user runs them, each a process of its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import KEY, ROOT, Cluster, clean_environment, run_in_one_process
+from processes import KEY, ROOT, Cluster, clean_environment, run_python
 from rllib_fixtures import assert_no_rllib_left
 
 from remoterl import registration
@@ -62,41 +62,51 @@ def small(example: str, *changes: tuple[str, str]) -> str:
 ASKING_RAY = ("    algo.stop()\n", ASK_RAY[1:])
 
 
+def run(cluster: Cluster, script: Path, *arguments: str) -> str:
+    """What it prints, through Ray Client."""
+    done = run_python(script, *arguments, timeout_s=280, REMOTERL_ADDRESS=cluster.client_address)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    assert_no_rllib_left(cluster)
+    return done.stdout
+
+
 @pytest.mark.long
-def test_ppo_a_tune_grid_and_multi_agent(rllib_cluster: Cluster, tmp_path: Path) -> None:
-    """PPO learns CartPole with half of its env runners and to a third of its target; half of the grid's trials run.
-
-    At their ends Ray is asked where env runners sit, and the grid is restored, without its space and with it.
-    """
-    scripts = {
-        "ppo": small(
-            "rllib_ppo.py", ("num_env_runners=4", "num_env_runners=2"), ("mean_return >= 450", "mean_return >= 150"),
-            ASKING_RAY,
-        ),
-        "tune": "import rllib_envs\n" + small(
-            "rllib_tune.py", ("tune.grid_search([0.98, 0.99])", "0.98"), ("num_env_runners=2", "num_env_runners=1"),
-            ('.environment("CartPole-v1")', '.environment("CartPole-v1").callbacks(rllib_envs.SaysWhere)'),
-            ("    remoterl.shutdown()\n", RESTORE[1:]),
-        ),
-        "agents": small("rllib_multi_agent.py", ("range(1, 11)", "range(1, 3)"), ASKING_RAY),
-    }  # fmt: skip
-    for name, text in scripts.items():
-        (tmp_path / f"{name}.py").write_text(text)
-    ppo, grid, agents = (str(tmp_path / f"{name}.py") for name in scripts)
-    where = {"REMOTERL_ADDRESS": rllib_cluster.client_address, "PYTHONPATH": str(ROOT / "tests")}
-    done = run_in_one_process([ppo], [grid, "1"], [agents], timeout_s=480, **where)
-    output = done.stdout
-    assert done.returncode == 0, output[-3000:] + done.stderr[-6000:]
-    assert_no_rllib_left(rllib_cluster)
-
+def test_ppo_learns_cartpole(rllib_cluster: Cluster, tmp_path: Path) -> None:
+    """With half of its env runners and a third of its target; at its end Ray is asked where they sit."""
+    changes = ("num_env_runners=4", "num_env_runners=2"), ("mean_return >= 450", "mean_return >= 150"), ASKING_RAY
+    script = tmp_path / "trainer.py"
+    script.write_text(small("rllib_ppo.py", *changes))
+    output = run(rllib_cluster, script)
     [final] = re.findall(r"Mean return ([\d.]+) after", output)
     assert float(final) >= 150
-    assert output.count("PLACES ['alpha', 'beta']\n") == 2  # PPO's, and those of several agents
+    assert "PLACES ['alpha', 'beta']" in output
 
+
+@pytest.mark.long
+def test_a_tune_grid(rllib_cluster: Cluster, tmp_path: Path) -> None:
+    """Half of its trials, with half of their env runners; at its end it is restored, without its space and with it."""
+    text = small(
+        "rllib_tune.py",
+        ("tune.grid_search([0.98, 0.99])", "0.98"),
+        ("num_env_runners=2", "num_env_runners=1"),
+        ('.environment("CartPole-v1")', '.environment("CartPole-v1").callbacks(rllib_envs.SaysWhere)'),
+        ("    remoterl.shutdown()\n", RESTORE[1:]),
+    )
+    script = tmp_path / "trainer.py"
+    script.write_text("import rllib_envs\n" + text)
+    (tmp_path / "rllib_envs.py").write_text((ROOT / "tests" / "rllib_envs.py").read_text())  # what is beside it travels
+    output = run(rllib_cluster, script, "1")
     assert len(re.findall(r"\{'lr': .*\}: mean return [\d.]+", output)) == 2 and "Best: lr" in output
     assert len(re.findall(r"PLACES hub \['hub'\] \['(?:alpha|beta)'\]\n", output)) == 2, output
     assert output.count("RESTORED [1, 1]\n") == 2, output
 
+
+@pytest.mark.long
+def test_multi_agent(rllib_cluster: Cluster, tmp_path: Path) -> None:
+    script = tmp_path / "trainer.py"
+    script.write_text(small("rllib_multi_agent.py", ("range(1, 11)", "range(1, 3)"), ASKING_RAY))
+    output = run(rllib_cluster, script)
+    assert "PLACES ['alpha', 'beta']" in output
     assert "iteration  2" in output and "'left'" in output and "'right'" in output
     assert re.search(r"Mean return [\d.]+ of both after 2 iterations", output)
 
