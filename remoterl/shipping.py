@@ -50,12 +50,13 @@ class StaysLocal(Exception):
     """What was to be shipped can't leave this process; the message says why.
 
     `live_environment` is True where it holds an environment that already lives here, which is no fault:
-    SB3 wraps an existing environment that way.
+    SB3 wraps an existing environment that way. `is_remote` is True where that one is a remote one.
     """
 
-    def __init__(self, message: str, live_environment: bool = False) -> None:
+    def __init__(self, message: str, live_environment: bool = False, is_remote: bool = False) -> None:
         super().__init__(message)
         self.live_environment = live_environment
+        self.is_remote = is_remote
 
 
 def ship(value: Any) -> bytes:
@@ -267,7 +268,8 @@ class _ToSimulators(Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, (gymnasium.Env, gymnasium.vector.VectorEnv)):
-            raise StaysLocal(f"it holds the live environment {obj}", live_environment=True)
+            is_remote = type(obj.unwrapped).__module__.startswith("remoterl.")
+            raise StaysLocal(f"it holds the live environment {obj}", live_environment=True, is_remote=is_remote)
         if isinstance(obj, (type, _Function)):
             substitute = SUBSTITUTES.get((obj.__module__, obj.__qualname__))
             if substitute is not None:

@@ -391,3 +391,80 @@ def a_monitor_of_ones_own() -> Any:
     for info in (one for both in infos for one in both if "episode" in one):
         del info["episode"]["t"]
     return infos
+
+
+class _Old(_Short):
+    """Takes what its wrappers do not."""
+
+    def reset(self, seed: int | None = None, options: Any = None, level: int = 0) -> Any:
+        super().reset(seed=seed)
+        self.level = level
+        return np.array(level), {}
+
+    def render(self, mode: str = "human") -> Any:  # type: ignore[override]
+        return f"{mode} at {self.level}"
+
+
+def arguments_of_an_environments_own() -> Any:
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    vec = DummyVecEnv([_Old] * 2)
+    seen = [vec.envs[1].reset(3, level=5), vec.envs[1].render(mode="ansi"), vec.envs[0].reset(level=2)]
+    seen.append([env.level for env in vec.envs])
+    vec.close()
+    return seen
+
+
+def what_a_dummy_vec_env_keeps_of_a_step() -> Any:
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    vec = DummyVecEnv([_Short] * 2)
+    vec.reset()
+    seen = []
+    for _ in range(3):
+        vec.step(np.zeros(2, np.int64))
+        seen.append((vec.buf_rews.copy(), vec.buf_dones.copy(), [dict(info) for info in vec.buf_infos]))
+    vec.close()
+    return seen
+
+
+def types_that_are_compared() -> Any:
+    """As `EvalCallback` does."""
+    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+
+    class Own(DummyVecEnv):
+        pass
+
+    class Named(DummyVecEnv):
+        def step_wait(self) -> Any:
+            return DummyVecEnv.step_wait(self)
+
+    class Infos(gym.vector.SyncVectorEnv):
+        def _add_info(self, vector_infos: dict, env_info: dict, env_num: int) -> dict:
+            return super()._add_info(vector_infos, {**env_info, "own": env_num}, env_num)
+
+    both, env = [Own([_Short]), Own([_Short])], gym.make("CartPole-v1")
+    seen = [isinstance(both[0], type(both[1])), isinstance(both[0], DummyVecEnv)]
+    one, made, processes = DummyVecEnv([lambda: env]), DummyVecEnv([_Short]), SubprocVecEnv([_Short])
+    seen += [isinstance(one, type(made)), isinstance(made, type(one)), isinstance(made, SubprocVecEnv)]
+    seen += [isinstance(one, type(processes)), isinstance(processes, type(made))]
+    named = Named([_Short] * 2)
+    named.reset()
+    seen.append(named.step(np.zeros(2, np.int64))[1].tolist())
+    infos = Infos([_Numbers] * 2)
+    infos.reset(seed=1)
+    seen.append(infos.step(np.zeros(2, np.int64))[4])
+    for one_of_them in (*both, one, made, processes, named, infos):
+        one_of_them.close()
+    return seen
+
+
+class _Numbers(gym.Env):
+    observation_space = action_space = gym.spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[int, dict]:
+        super().reset(seed=seed)
+        return 0, {}
+
+    def step(self, action: Any) -> Any:
+        return 1, 1.0, False, False, {"x": 0.5, "n": 3}

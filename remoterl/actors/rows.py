@@ -151,7 +151,7 @@ class Rows(ABC):
 
         def one(row: int) -> Any:
             args, kwargs = arguments()
-            if name == "reset" and call is not False:
+            if name == "reset" and call is not False and not args:
                 if (seed := self._seed(row, kwargs.get("seed"))) is not None:
                     kwargs["seed"] = seed
             elif name.partition(".")[0] not in OF_NO_EPISODE:

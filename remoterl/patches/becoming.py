@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from gymnasium.vector import AutoresetMode
 
 from remoterl._logging import logger
+from remoterl.errors import UnsupportedError
 from remoterl.functions import codes_in, functions_behind
-from remoterl.messages import Semantics
+from remoterl.messages import A_PROCESS_EACH, Semantics
 from remoterl.patches.backend import backend, building_locally, is_local
 from remoterl.shipping import StaysLocal
 
@@ -47,6 +49,11 @@ def becoming_remote(
         try:
             core = backend().open(env_fns, semantics(arguments), mode)
         except StaysLocal as reason:
+            if reason.is_remote and semantics(arguments) in A_PROCESS_EACH:
+                raise UnsupportedError(
+                    f"{local_class.__name__} has a process for each environment, to which a simulator's can't be "
+                    f"copied, and {reason}. Give functions that make one: lambda: gym.make(...)."
+                ) from None
             say_local(local_class.__name__, reason)
             with building_locally():
                 return original(self, env_fns, *args, **kwargs)
@@ -64,11 +71,14 @@ def becoming_remote(
 def _parts_used(own_class: type, local_class: type, parts: frozenset[str]) -> list[str]:
     """Those that the methods of a script's subclass name."""
     used: set[str] = set()
+    own_methods = {name for name, value in vars(local_class).items() if inspect.isfunction(value)} - {"__init__"}
     for base in own_class.__mro__[: own_class.__mro__.index(local_class)]:
         for value in vars(base).values():
             for function in functions_behind(value):
                 for code in codes_in(function.__code__):
                     used |= parts.intersection(code.co_names)
+                    if local_class.__name__ in code.co_names and code.co_name != "__init__":  # instead of `super()`
+                        used |= own_methods.intersection(code.co_names)
     return sorted(used)
 
 
@@ -81,8 +91,15 @@ def _become(instance: Any, local_class: type, remote_class: type) -> None:
     if own_class is local_class:
         instance.__class__ = remote_class
     else:
-        names = {"__module__": own_class.__module__, "__qualname__": own_class.__qualname__}
-        instance.__class__ = type(own_class.__name__, (own_class, remote_class), names)
+        made = _made.get((own_class, remote_class))
+        if made is None:
+            names = {"__module__": own_class.__module__, "__qualname__": own_class.__qualname__}
+            made = _made[own_class, remote_class] = type(own_class.__name__, (own_class, remote_class), names)
+        instance.__class__ = made
+
+
+# One for each of a script's classes, of which two instances are of one type; as long as there are instances.
+_made: weakref.WeakValueDictionary[tuple[type, type], type] = weakref.WeakValueDictionary()
 
 
 def say_local(what: str, reason: StaysLocal) -> None:

@@ -17,7 +17,7 @@ from remoterl.patches.backend import is_local
 from remoterl.patches.base import Patch, original_function
 from remoterl.patches.becoming import becoming_remote
 from remoterl.patches.gymnasium import imported_here
-from remoterl.vector.sb3 import RemoteDummyVecEnv, RemoteSubprocVecEnv
+from remoterl.vector.sb3 import RemoteDummyVecEnv, RemoteRows, RemoteSubprocVecEnv
 
 
 def _dummy_init(original: Callable[..., None]) -> Callable[..., None]:
@@ -61,7 +61,7 @@ def remote_make_vec_env(**arguments: Any) -> VecEnv:
     rows = vec_env
     while isinstance(rows, VecEnvWrapper):
         rows = rows.venv
-    if isinstance(rows, (RemoteDummyVecEnv, RemoteSubprocVecEnv)):
+    if isinstance(rows, RemoteRows):
         options = arguments["monitor_kwargs"] or {}
         extra_keys = tuple(options.get("reset_keywords", ())) + tuple(options.get("info_keywords", ()))
         rows.keep_logs(folder, arguments["start_index"], extra_keys, options.get("override_existing", True))

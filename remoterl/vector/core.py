@@ -538,21 +538,20 @@ class VectorCore:
 
         return self._ask(rows, lambda part, asked: m.CallRows(part, asked, name, arguments, call, target), write_back)
 
-    def reset_by_view(self, row: int, seed: int | None, options: Any, target: m.Target) -> Any:
-        """`reset` of one environment alone, which need not know both arguments."""
-        if seed is not None:
+    def reset_by_view(self, row: int, args: Any, kwargs: Any, target: m.Target) -> Any:
+        """`reset` of one environment alone."""
+        if (seed := kwargs.get("seed")) is not None:
             self._seeds = [seed if one == row else before for one, before in enumerate(self._seeds)]
-        given = {name: value for name, value in (("seed", seed), ("options", options)) if value is not None}
-        [result] = self.call("reset", (), given, True, [row], target)
+        [result] = self.call("reset", args, kwargs, True, [row], target)
         self._owed.pop(row, None)
         self._viewed[row] = result[0]
         return result
 
-    def step_by_view(self, row: int, action: Any, target: m.Target) -> Any:
+    def step_by_view(self, row: int, args: Any, kwargs: Any, target: m.Target) -> Any:
         """`step` of one environment alone; after a loss, until its `reset`, the truncated one of `recovery`."""
         if row in self._owed:
             return self._told_by_view(row)
-        [result] = self.call("step", (action,), None, True, [row], target)
+        [result] = self.call("step", args, kwargs, True, [row], target)
         self._viewed[row] = result[0]
         return result
 

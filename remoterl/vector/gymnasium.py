@@ -158,7 +158,8 @@ class _RemoteRows(VectorEnv):
         )
 
     def _infos(self, parts: Sequence[Any]) -> dict[str, Any]:
-        if (joined := _joined(parts)) is not None:
+        adds_its_own = type(self)._add_info is not VectorEnv._add_info
+        if not adds_its_own and (joined := _joined(parts)) is not None:
             return joined
         infos: dict[str, Any] = {}
         for rows, part in zip(self._core.ranges, parts, strict=True):

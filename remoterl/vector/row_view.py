@@ -38,17 +38,21 @@ class RowView(gymnasium.Env):
         # One object for the row's lifetime: scripts tell environments apart by the identity of `unwrapped`.
         self._unwrapped = None if target is Target.UNWRAPPED else RowView(core, row, Target.UNWRAPPED, self)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        return self._core.reset_by_view(self._row, seed, options, self._own)
+    # What else an environment's own methods take, wrappers may not; a view passes it on.
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        return self._core.step_by_view(self._row, action, self._own)
+    def reset(self, *args: Any, seed: int | None = None, options: Any = None, **more: Any) -> Any:
+        given = {"seed": seed, "options": options}  # an environment need not know both
+        more.update((name, value) for name, value in given.items() if value is not None)
+        return self._core.reset_by_view(self._row, args, more, self._own)
 
-    def render(self) -> Any:
-        return self._call("render")
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        return self._core.step_by_view(self._row, args, kwargs, self._own)
 
-    def close(self) -> None:
-        self._call("close")
+    def render(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call("render", *args, **kwargs)
+
+    def close(self, *args: Any, **kwargs: Any) -> None:
+        self._call("close", *args, **kwargs)
 
     @property
     def unwrapped(self) -> gymnasium.Env:

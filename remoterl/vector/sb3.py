@@ -27,7 +27,7 @@ from remoterl.vector.lent import Batch
 from remoterl.vector.row_view import Views
 
 
-class _RemoteRows(VecEnv):
+class RemoteRows(VecEnv):
     """What both faces share; `_core` holds the rows."""
 
     _core: VectorCore
@@ -204,7 +204,7 @@ class _RemoteRows(VecEnv):
             )
 
 
-class RemoteDummyVecEnv(_RemoteRows, DummyVecEnv):
+class RemoteDummyVecEnv(RemoteRows, DummyVecEnv):
     """A `DummyVecEnv` whose environments step on env runners: rewards float32, dones bool, infos a list."""
 
     LOCAL_PARTS = frozenset({"buf_obs", "buf_rews", "buf_dones", "buf_infos", "_save_obs", "_obs_from_buf"})
@@ -216,6 +216,14 @@ class RemoteDummyVecEnv(_RemoteRows, DummyVecEnv):
         self.keys, _, _ = obs_space_info(self.observation_space)  # raises for nested ones, as locally
         self.metadata = dict(core.opened[0].metadata)
         self._views = Views(core)
+        # Of the last step, for callbacks that read them; what is written to them goes nowhere.
+        self.buf_rews, self.buf_dones = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, np.bool_)
+        self.buf_infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+
+    @classmethod
+    def __subclasshook__(cls, other: type) -> Any:
+        """SB3 compares types (`EvalCallback`): an environment that was built in the script is of this one, too."""
+        return (cls is RemoteDummyVecEnv and other is DummyVecEnv) or NotImplemented
 
     def step_async(self, actions: np.ndarray) -> None:
         """Keep the actions: the environments step in `step_wait`, as locally."""
@@ -228,7 +236,8 @@ class RemoteDummyVecEnv(_RemoteRows, DummyVecEnv):
         if self.actions is None:
             raise RemoteRLError("step_wait() was called without step_async() before it.")
         self._flight = self._core.step(self.actions)
-        return super().step_wait()
+        observations, self.buf_rews, self.buf_dones, self.buf_infos = super().step_wait()
+        return observations, self.buf_rews, self.buf_dones, self.buf_infos
 
     def _beside(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         first = parts[0].dtype  # the buffers' locally; further env runners' rows may have another
@@ -244,7 +253,7 @@ class RemoteDummyVecEnv(_RemoteRows, DummyVecEnv):
         self._views.refuse()
 
 
-class RemoteSubprocVecEnv(_RemoteRows, SubprocVecEnv):
+class RemoteSubprocVecEnv(RemoteRows, SubprocVecEnv):
     """A `SubprocVecEnv` whose environments step on env runners: arrays as the environments made them."""
 
     LOCAL_PARTS = frozenset({"remotes", "work_remotes", "processes", "_get_target_remotes"})
@@ -253,6 +262,11 @@ class RemoteSubprocVecEnv(_RemoteRows, SubprocVecEnv):
     def __init__(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
         multiprocessing.get_context(arguments["start_method"])  # raises for an unknown one, as locally
         super().__init__(core, arguments)
+
+    @classmethod
+    def __subclasshook__(cls, other: type) -> Any:
+        """See `RemoteDummyVecEnv`."""
+        return (cls is RemoteSubprocVecEnv and other is SubprocVecEnv) or NotImplemented
 
     def step_wait(self) -> Any:
         if not isinstance(self.reset_infos, list):

@@ -13,7 +13,7 @@ from conftest import in_cluster
 from processes import Way
 
 from remoterl._process import current_session
-from remoterl.errors import UnknownEnvironmentError
+from remoterl.errors import UnknownEnvironmentError, UnsupportedError
 from remoterl.vector.single import RemoteEnv
 
 pytestmark = in_cluster
@@ -153,7 +153,7 @@ def test_sb3_methods(trainer: Way) -> None:
 
 def test_an_existing_env_is_wrapped_where_it_lives(trainer: Way) -> None:
     from stable_baselines3 import PPO
-    from stable_baselines3.common.vec_env import DummyVecEnv
+    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
     live = envs.CountingEnv()
     vec = DummyVecEnv([lambda: live])
@@ -163,6 +163,10 @@ def test_an_existing_env_is_wrapped_where_it_lives(trainer: Way) -> None:
     assert isinstance(model.get_env().envs[0].env, RemoteEnv)
     several = [gym.make("CartPole-v1") for _ in range(3)]
     assert DummyVecEnv([lambda env=env: env for env in several]).envs == several
+    for copying in (SubprocVecEnv, gym.vector.AsyncVectorEnv):  # a process can't have a copy of what lives elsewhere
+        with pytest.raises(UnsupportedError, match=rf"{copying.__name__} .* CartPole-v1.* lambda: gym\.make"):
+            copying([lambda: several[0]])
+    assert several[0].reset(seed=1)[0].shape == (4,)
 
 
 def test_subclasses_and_isinstance(trainer: Way) -> None:
