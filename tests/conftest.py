@@ -43,6 +43,11 @@ os.environ.update(ONE_THREAD)  # before a test's module imports PyTorch
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Unit tests first: the cluster that the others share would idle through them."""
+    items.sort(key=lambda item: item.path.parent.name != "unit")
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
     """With REMOTERL_TESTS_SKIP_NOTHING=1, what would be skipped for want of a tool fails."""

@@ -196,9 +196,8 @@ def test_tls_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert not any(token in text for text in printed)
         assert places_of(token.encode(), [Path(folder)]) == []
     finally:
-        if simulator is not None:
-            assert simulator.end() == 0
-        assert hub.end() == 0
+        codes = [process.end() for process in (simulator, hub) if process is not None]
+    assert codes == [0, 0]
     with monkeypatch.context() as patched:
         patched.setenv("HOME", str(tmp_path))
         assert auth.make_key() == token  # made once
