@@ -77,7 +77,8 @@ def _parts_used(own_class: type, local_class: type, parts: frozenset[str]) -> li
             for function in functions_behind(value):
                 for code in codes_in(function.__code__):
                     used |= parts.intersection(code.co_names)
-                    if local_class.__name__ in code.co_names and code.co_name != "__init__":  # instead of `super()`
+                    named = local_class.__name__ in (*code.co_names, *code.co_freevars)
+                    if named and code.co_name != "__init__":  # instead of `super()`
                         used |= own_methods.intersection(code.co_names)
     return sorted(used)
 

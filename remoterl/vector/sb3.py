@@ -220,11 +220,6 @@ class RemoteDummyVecEnv(RemoteRows, DummyVecEnv):
         self.buf_rews, self.buf_dones = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, np.bool_)
         self.buf_infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
 
-    @classmethod
-    def __subclasshook__(cls, other: type) -> Any:
-        """SB3 compares types (`EvalCallback`): an environment that was built in the script is of this one, too."""
-        return (cls is RemoteDummyVecEnv and other is DummyVecEnv) or NotImplemented
-
     def step_async(self, actions: np.ndarray) -> None:
         """Keep the actions: the environments step in `step_wait`, as locally."""
         self._assert_is_running()
@@ -262,11 +257,6 @@ class RemoteSubprocVecEnv(RemoteRows, SubprocVecEnv):
     def __init__(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
         multiprocessing.get_context(arguments["start_method"])  # raises for an unknown one, as locally
         super().__init__(core, arguments)
-
-    @classmethod
-    def __subclasshook__(cls, other: type) -> Any:
-        """See `RemoteDummyVecEnv`."""
-        return (cls is RemoteSubprocVecEnv and other is SubprocVecEnv) or NotImplemented
 
     def step_wait(self) -> Any:
         if not isinstance(self.reset_infos, list):

@@ -164,7 +164,7 @@ def test_an_existing_env_is_wrapped_where_it_lives(trainer: Way) -> None:
     several = [gym.make("CartPole-v1") for _ in range(3)]
     assert DummyVecEnv([lambda env=env: env for env in several]).envs == several
     for copying in (SubprocVecEnv, gym.vector.AsyncVectorEnv):  # a process can't have a copy of what lives elsewhere
-        with pytest.raises(UnsupportedError, match=rf"{copying.__name__} .* CartPole-v1.* lambda: gym\.make"):
+        with pytest.raises(UnsupportedError, match=rf"{copying.__name__} .*CartPole-v1.* lambda: gym\.make"):
             copying([lambda: several[0]])
     assert several[0].reset(seed=1)[0].shape == (4,)
 
