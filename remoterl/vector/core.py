@@ -544,7 +544,7 @@ class VectorCore:
             self._seeds = [seed if one == row else before for one, before in enumerate(self._seeds)]
         [result] = self.call("reset", args, kwargs, True, [row], target)
         self._owed.pop(row, None)
-        self._viewed[row] = result[0]
+        self._viewed[row] = result[0] if isinstance(result, tuple) else result  # an environment of an older kind
         return result
 
     def step_by_view(self, row: int, args: Any, kwargs: Any, target: m.Target) -> Any:
