@@ -457,12 +457,6 @@ def types_that_are_compared() -> Any:
     return seen
 
 
-class _Numbers(gym.Env):
-    observation_space = action_space = gym.spaces.Discrete(3)
-
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[int, dict]:
-        super().reset(seed=seed)
-        return 0, {}
-
+class _Numbers(_RewardInAnArray):
     def step(self, action: Any) -> Any:
         return 1, 1.0, False, False, {"x": 0.5, "n": 3}

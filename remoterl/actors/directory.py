@@ -82,16 +82,12 @@ def find_simulators(
             check_version(theirs, name_of(node))
             described = ray.get(info, timeout=max(0.1, up_to - time.monotonic()))
         except ray.exceptions.RayError as error:
-            if not _is_silent(node):
-                _silent_since[node["NodeID"]] = time.monotonic()
-                logger.warning("The simulator %s does not answer, it is left out: %s", name_of(node), _brief(error))
+            _leave_out(node, "The simulator %s does not answer, it is left out: %s", _brief(error))
             continue
         except VersionMismatchError as error:
             if refuse_others:
                 raise
-            if not _is_silent(node):
-                _silent_since[node["NodeID"]] = time.monotonic()
-                logger.warning("The simulator %s is left out: %s", name_of(node), error)
+            _leave_out(node, "The simulator %s is left out: %s", error)
             continue
         simulators.append(SimulatorHandle(name_of(node), node["NodeID"], units_of(node), actor, described))
     return sorted(simulators, key=lambda simulator: simulator.name)
@@ -177,6 +173,13 @@ def name_of(node: Mapping[str, Any]) -> str:
 
 
 _silent_since: dict[str, float] = {}  # node id -> when it did not answer, monotonic
+
+
+def _leave_out(node: dict[str, Any], line: str, why: object) -> None:
+    """It counts as silent from now on, and is told of once for as long as it does."""
+    if not _is_silent(node):
+        _silent_since[node["NodeID"]] = time.monotonic()
+        logger.warning(line, name_of(node), why)
 
 
 def _is_silent(node: dict[str, Any]) -> bool:

@@ -68,6 +68,15 @@ def kill_all() -> None:
             process.wait(10)
 
 
+def survive(stories: list[Iterator[None]], kill: Callable[[], Any]) -> None:
+    """Each goes up to its `yield`, and from there to its end after env runners were killed."""
+    for story in stories:
+        next(story)
+    kill()
+    for story in stories:
+        assert next(story, "at its end") == "at its end"
+
+
 def actions(step: int) -> np.ndarray:
     return np.array([step * 10 + row for row in range(ROWS)]) % 1000
 
@@ -156,11 +165,7 @@ def test_one_loss_in_other_modes_and_classes(mortal: Way) -> None:
         stable_baselines(SubprocVecEnv),
         a_call_goes_on_and_the_next_step_tells(),
     ]
-    for one in those:
-        next(one)
-    kill_first()
-    for one in those:
-        assert next(one, "at its end") == "at its end"
+    survive(those, kill_first)
 
 
 def same_step() -> Iterator[None]:
@@ -254,11 +259,7 @@ def test_an_interrupt_while_an_env_runner_starts(mortal: Way) -> None:
 def test_all_env_runners_die(mortal: Way) -> None:
     """That of a single environment, and that of a vector env of the environment's own."""
     those = [one_environment(), a_vector_env_of_the_environments_own()]
-    for one in those:
-        next(one)
-    kill_all()
-    for one in those:
-        assert next(one, "at its end") == "at its end"
+    survive(those, kill_all)
 
 
 def one_environment() -> Iterator[None]:
