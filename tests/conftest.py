@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,18 @@ os.environ.update(ONE_THREAD)  # before a test's module imports PyTorch
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Unit tests first: the cluster that the others share would idle through them."""
-    items.sort(key=lambda item: item.path.parent.name != "unit")
+    """Unit tests first, since the cluster that the others share would idle; last, and together, who share a session."""
+
+    def turn(item: pytest.Item) -> tuple[int, str]:
+        if item.path.parent.name == "unit":
+            return 0, ""
+        chosen = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        session = next((f"{name} {chosen[name]}" for name in ("trainer", "rllib_session") if name in chosen), "")
+        return 2 if session else 1, session
+
+    items.sort(key=turn)
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -113,16 +123,37 @@ if os.environ.get("REMOTERL_TESTS_WAYS") == "other":
     WAYS, OTHER_WAYS = OTHER_WAYS, WAYS
 
 # For what neither connection nor channel decides.
-in_cluster = pytest.mark.parametrize("trainer", [Way("driver", "stream")], ids=str, indirect=True, scope="module")
+in_cluster = pytest.mark.parametrize("trainer", [Way("driver", "stream")], ids=str, indirect=True, scope="session")
 
 
-@pytest.fixture(scope="module", params=WAYS, ids=str)
-def trainer(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Way]:
-    """A session of two env runners, one on each simulator, by each connection and channel; gives which."""
-    before = patched_places()
-    request.param.open(cluster)
+@pytest.fixture(scope="session")
+def end_of_session() -> Iterator[ExitStack]:
+    """What ends the session that tests share; closed before there is another one."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture(scope="session", params=WAYS, ids=str)
+def trainer(request: pytest.FixtureRequest, cluster: Cluster, end_of_session: ExitStack) -> Iterator[Way]:
+    """A session of two env runners, one on each simulator, by each connection and channel; gives which.
+
+    Env runners may be killed: others take their place. Who wants other arguments has a `session` of his own.
+    """
+    end_of_session.close()
+    end_of_session.enter_context(session(request.param, cluster))
     yield request.param
-    remoterl.shutdown()
+    end_of_session.close()
+
+
+@contextmanager
+def session(way: Way, cluster: Cluster, **arguments: Any) -> Iterator[None]:
+    """A session that leaves nothing behind; `arguments` are `init`'s."""
+    before = patched_places()
+    try:
+        way.open(cluster, **arguments)
+        yield
+    finally:
+        remoterl.shutdown()
     assert patched_places() == before
     assert_free(cluster)
 

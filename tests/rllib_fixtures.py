@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from processes import A_MINUTE_S, KEY, Cluster, wait_until
 import remoterl
 
 # For what does not differ by connection.
-in_cluster_only = pytest.mark.parametrize("rllib_session", ["driver"], indirect=True, scope="module")
+in_cluster_only = pytest.mark.parametrize("rllib_session", ["driver"], indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
@@ -32,13 +33,19 @@ def rllib_cluster() -> Iterator[Cluster]:
     assert left == [], f"left running: {left}"
 
 
-@pytest.fixture(scope="module", params=["driver", "client"])
-def rllib_session(request: pytest.FixtureRequest, rllib_cluster: Cluster) -> Iterator[str]:
+@pytest.fixture(scope="session", params=["driver", "client"])
+def rllib_session(request: pytest.FixtureRequest, rllib_cluster: Cluster, end_of_session: ExitStack) -> Iterator[str]:
     """A trainer's session, in-cluster and through Ray Client; gives which."""
+    end_of_session.close()
+
+    @end_of_session.callback
+    def end() -> None:
+        remoterl.shutdown()
+        assert_no_rllib_left(rllib_cluster)
+
     assert remoterl.init(KEY, address=rllib_cluster.address(request.param), num_env_runners=2)
     yield request.param
-    remoterl.shutdown()
-    assert_no_rllib_left(rllib_cluster)
+    end_of_session.close()
 
 
 @pytest.fixture

@@ -13,12 +13,11 @@ import numpy as np
 import psutil
 import pytest
 from bad_envs import BadEnv
-from conftest import WAYS, in_cluster
+from conftest import WAYS, session
 from ledger import LedgerEnv
 from processes import PATIENCE_S, Cluster, Way, wait_until
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
-import remoterl
 from remoterl._process import current_session
 from remoterl.errors import EnvRunnerLostError, RemoteEnvError, StepTimeoutError
 from remoterl.patches.backend import building_locally
@@ -29,7 +28,7 @@ BESIDE = [2, 3]  # on the same env runner as the bad row
 NOTHING = np.zeros(ROWS, np.int64)
 WHENS = ["init", "reset", "step", "render", "add", "close"]
 
-by_stream = pytest.mark.parametrize("trainer", WAYS[:1], ids=str, indirect=True, scope="module")
+by_stream = pytest.mark.parametrize("trainer", WAYS[:1], ids=str, indirect=True, scope="session")
 
 
 class Bystander:
@@ -337,32 +336,29 @@ def test_what_it_started_ends_with_it(trainer: Way, bystander: Bystander) -> Non
 # ---- never coming back -----------------------------------------------------------------------------------------------
 
 
-# A session of its own, by the connection that takes less.
-@in_cluster
-def test_an_endless_loop(cluster: Cluster, trainer: Way) -> None:
-    remoterl.shutdown()
-    trainer.open(cluster, step_timeout_s=1.0)
-    for when in ("init", "reset", "add", "close"):  # a step: see test_recovery
-        bystander = Bystander()
-        bystander.step()
-        stuck = psutil.Process(current_session().runners[1].pid)
-        if when == "close":
-            vec = vector_env("loop", when)
-            vec.close()
-        else:
-            with pytest.raises(StepTimeoutError, match=r"step_timeout_s=1 .*rows 2 to 3 on simulator beta"):
-                use("loop", when)
+def test_an_endless_loop(cluster: Cluster) -> None:
+    with session(Way("driver", "stream"), cluster, step_timeout_s=1.0):  # by the connection that takes less
+        for when in ("init", "reset", "add", "close"):  # a step: see test_recovery
+            bystander = Bystander()
+            bystander.step()
+            stuck = psutil.Process(current_session().runners[1].pid)
+            if when == "close":
+                vec = vector_env("loop", when)
+                vec.close()
+            else:
+                with pytest.raises(StepTimeoutError, match=r"step_timeout_s=1 .*rows 2 to 3 on simulator beta"):
+                    use("loop", when)
+            stuck.wait(20)
+            bystander.step(lost=BESIDE)
+            bystander.vec.close()
+        # Who closes with a time-out of his own ends no env runner; the next who needs it does.
+        vec = gym.vector.AsyncVectorEnv([lambda: BadEnv("loop", "close"), BadEnv])
+        stuck = psutil.Process(current_session().runners[0].pid)
+        vec.close(timeout=0.5)
+        assert stuck.is_running()
+        with pytest.raises(StepTimeoutError, match="on simulator alpha.* asked for CartPole-v1"):
+            gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="sync")
         stuck.wait(20)
-        bystander.step(lost=BESIDE)
-        bystander.vec.close()
-    # Who closes with a time-out of his own ends no env runner; the next who needs it does.
-    vec = gym.vector.AsyncVectorEnv([lambda: BadEnv("loop", "close"), BadEnv])
-    stuck = psutil.Process(current_session().runners[0].pid)
-    vec.close(timeout=0.5)
-    assert stuck.is_running()
-    with pytest.raises(StepTimeoutError, match="on simulator alpha.* asked for CartPole-v1"):
-        gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="sync")
-    stuck.wait(20)
-    vec = gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="sync")
-    assert vec.reset(seed=1)[0].shape == (2, 4)
-    vec.close()
+        vec = gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="sync")
+        assert vec.reset(seed=1)[0].shape == (2, 4)
+        vec.close()

@@ -37,8 +37,8 @@ CASES = [
 NOT_SHARED = (*envs.SHAPELESS_SPACES, *envs.NESTED_SPACES, "float16", "MiniGrid-Empty-5x5-v0")
 # How a mode resets and how the classes differ is decided by what an env runner is told, whichever way: by both ways
 # every environment is driven by one of Gymnasium's classes, and by each of them by one of SB3's.
-by_the_first_way = pytest.mark.parametrize("trainer", WAYS[:1], ids=str, indirect=True, scope="module")
-by_the_second_way = pytest.mark.parametrize("trainer", WAYS[1:], ids=str, indirect=True, scope="module")
+by_the_first_way = pytest.mark.parametrize("trainer", WAYS[:1], ids=str, indirect=True, scope="session")
+by_the_second_way = pytest.mark.parametrize("trainer", WAYS[1:], ids=str, indirect=True, scope="session")
 
 
 @pytest.mark.parametrize(("what", "steps", "modules"), CASES)

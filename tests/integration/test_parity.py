@@ -65,7 +65,7 @@ def test_sb3(env_id: str, subproc: bool, trainer: Way, locally: Callable[..., An
     check_sb3(env_id, subproc, trainer, locally)
 
 
-@pytest.mark.parametrize("trainer", OTHER_WAYS, ids=str, indirect=True, scope="module")
+@pytest.mark.parametrize("trainer", OTHER_WAYS, ids=str, indirect=True, scope="session")
 def test_cartpole_by_the_other_ways(trainer: Way, locally: Callable[..., Any]) -> None:
     check_make("CartPole-v1", trainer, locally)
     for mode in MODES:

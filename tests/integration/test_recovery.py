@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 from bad_envs import BadEnv
-from conftest import WAYS, assert_free, patched_places
+from conftest import WAYS, assert_free, patched_places, session
 from gymnasium.vector import AutoresetMode
 from ledger import LedgerEnv
 from processes import PATIENCE_S, Cluster, Way, start_simulator, wait_until
@@ -34,21 +34,8 @@ from remoterl.errors import EnvRunnerLostError, StepTimeoutError
 
 ROWS = 4  # two on each of two env runners
 # For what the trainer's side does, whichever way it heard of the loss.
-one_way = pytest.mark.parametrize("mortal", WAYS[:1], ids=str, indirect=True, scope="module")
-# For what takes sessions of its own.
-by_the_second_way = pytest.mark.parametrize("mortal", WAYS[1:], ids=str, indirect=True, scope="module")
+one_way = pytest.mark.parametrize("trainer", WAYS[:1], ids=str, indirect=True, scope="session")
 LOST = [0, 1]
-
-
-@pytest.fixture(scope="module", params=WAYS, ids=str)
-def mortal(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Way]:
-    """A session of two env runners whose env runners may be killed."""
-    before = patched_places()
-    request.param.open(cluster)
-    yield request.param
-    remoterl.shutdown()
-    assert patched_places() == before
-    assert_free(cluster)
 
 
 def kill_first() -> Any:
@@ -85,18 +72,18 @@ def vector_env(class_name: str, mode: AutoresetMode) -> Any:
     return getattr(gym.vector, class_name)([LedgerEnv] * ROWS, autoreset_mode=mode)
 
 
-def test_an_env_runner_that_dies_before_its_channel_is_open(mortal: Way) -> None:
+def test_an_env_runner_that_dies_before_its_channel_is_open(trainer: Way) -> None:
     """No matter of ports, also where only a stream would do: whoever needs it finds it lost."""
     victim = kill_first()
     streams = Streams()
-    (channel,), _ = open_channels([victim.actor], ["late one"], mortal.channel, streams)
+    (channel,), _ = open_channels([victim.actor], ["late one"], trainer.channel, streams)
     with pytest.raises(EnvRunnerLostError, match="late one"):
         channel.receive(channel.send(m.FindSpec("CartPole-v1", ())), 10.0)
     channel.close()
 
 
 @pytest.mark.parametrize("when", ["between steps", "in flight"])
-def test_next_step(mortal: Way, when: str) -> None:
+def test_next_step(trainer: Way, when: str) -> None:
     """Of two vector envs that have rows on the env runner that dies."""
     both = [vector_env(class_name, AutoresetMode.NEXT_STEP) for class_name in ("SyncVectorEnv", "AsyncVectorEnv")]
     sync, asynchronous = both
@@ -156,7 +143,7 @@ def check_next_steps(vec: Any, last: np.ndarray, stepped: Any, victim: Any) -> N
 
 
 @one_way
-def test_one_loss_in_other_modes_and_classes(mortal: Way) -> None:
+def test_one_loss_in_other_modes_and_classes(trainer: Way) -> None:
     """Of five vector envs that have rows on the env runner that dies; each goes on where it yielded."""
     those = [
         same_step(),
@@ -229,7 +216,7 @@ def a_call_goes_on_and_the_next_step_tells() -> Iterator[None]:
 
 
 @one_way
-def test_an_interrupt_while_an_env_runner_starts(mortal: Way) -> None:
+def test_an_interrupt_while_an_env_runner_starts(trainer: Way) -> None:
     """In a notebook, where the next cell goes on: the one that was on its way is ended."""
     fleet = current_session().fleet
     vec = vector_env("SyncVectorEnv", AutoresetMode.NEXT_STEP)
@@ -256,7 +243,7 @@ def test_an_interrupt_while_an_env_runner_starts(mortal: Way) -> None:
 
 
 @one_way
-def test_all_env_runners_die(mortal: Way) -> None:
+def test_all_env_runners_die(trainer: Way) -> None:
     """That of a single environment, and that of a vector env of the environment's own."""
     those = [one_environment(), a_vector_env_of_the_environments_own()]
     survive(those, kill_all)
@@ -289,7 +276,7 @@ def a_vector_env_of_the_environments_own() -> Iterator[None]:
 
 
 @one_way
-def test_who_looks_at_lost_rows_sees_the_episodes_to_come(mortal: Way) -> None:
+def test_who_looks_at_lost_rows_sees_the_episodes_to_come(trainer: Way) -> None:
     vec = gym.make_vec("CartPole-v1", num_envs=ROWS, vectorization_mode="sync")
     vec.reset(seed=7)
     before, *_ = vec.step(np.zeros(ROWS, np.int64))
@@ -309,7 +296,7 @@ def test_who_looks_at_lost_rows_sees_the_episodes_to_come(mortal: Way) -> None:
 
 
 @one_way
-def test_a_view_is_told_of_its_loss(mortal: Way) -> None:
+def test_a_view_is_told_of_its_loss(trainer: Way) -> None:
     """A script that steps `env.unwrapped`, or one of `vec.envs`."""
     vec = gym.vector.SyncVectorEnv([LedgerEnv] * ROWS)
     single = gym.make("CartPole-v1").unwrapped
@@ -331,7 +318,7 @@ def test_a_view_is_told_of_its_loss(mortal: Way) -> None:
 
 
 @one_way
-def test_rows_come_back_as_what_they_were(mortal: Way) -> None:
+def test_rows_come_back_as_what_they_were(trainer: Way) -> None:
     """Also where their id stands for something else by now, as RLlib's ids do."""
 
     def lengths(vec: Any) -> list[float]:
@@ -355,7 +342,7 @@ def test_rows_come_back_as_what_they_were(mortal: Way) -> None:
 
 
 @one_way
-def test_rows_whose_module_was_sent_come_back(mortal: Way, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_whose_module_was_sent_come_back(trainer: Way, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sent_poles.py").write_text("import gymnasium\ndef pole(): return gymnasium.make('CartPole-v1')\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -372,7 +359,7 @@ def test_rows_whose_module_was_sent_come_back(mortal: Way, tmp_path: Path, monke
     vec.close()
 
 
-def test_a_reset_goes_on_as_if_nothing_had_been(mortal: Way, locally: Callable[..., Any]) -> None:
+def test_a_reset_goes_on_as_if_nothing_had_been(trainer: Way, locally: Callable[..., Any]) -> None:
     vec = gym.make_vec("CartPole-v1", num_envs=ROWS, vectorization_mode="sync")
     first = vec.reset(seed=11)[0].copy()
     kill_first()
@@ -382,62 +369,53 @@ def test_a_reset_goes_on_as_if_nothing_had_been(mortal: Way, locally: Callable[.
     vec.close()
 
 
-def test_a_new_vector_env_after_all_env_runners_died(mortal: Way) -> None:
+def test_a_new_vector_env_after_all_env_runners_died(trainer: Way) -> None:
     kill_all()
     vec = gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="sync")
     assert vec.reset(seed=1)[0].shape == (2, 4)
     vec.close()
 
 
-@by_the_second_way
-def test_a_step_that_hangs(cluster: Cluster, mortal: Way) -> None:
+def test_a_step_that_hangs(cluster: Cluster) -> None:
     class Hanging(LedgerEnv):
         def step(self, action: int) -> Any:
             if action == 999:
                 time.sleep(1000)
             return super().step(action)
 
-    remoterl.shutdown()
-    mortal.open(cluster, step_timeout_s=1.0)
-    vec = gym.vector.AsyncVectorEnv([Hanging] * ROWS)
-    vec.reset(seed=1)
-    stuck = psutil.Process(current_session().runners[0].pid)
-    with pytest.raises(StepTimeoutError, match=r"step_timeout_s=1 from rows 0 to 1 on simulator .* of <Hanging"):
-        vec.step(np.array([999, 1, 1, 1]))
-    stuck.wait(10)
-    observations, infos = vec.reset(seed=1)
-    assert observations[:, 0].tolist() == [0] * ROWS and "remoterl" not in infos
-    assert vec.step(actions(0))[0][:, 0].tolist() == [1] * ROWS
-    vec.close()
-    remoterl.shutdown()
-    mortal.open(cluster)
+    with session(WAYS[1], cluster, step_timeout_s=1.0):
+        vec = gym.vector.AsyncVectorEnv([Hanging] * ROWS)
+        vec.reset(seed=1)
+        stuck = psutil.Process(current_session().runners[0].pid)
+        with pytest.raises(StepTimeoutError, match=r"step_timeout_s=1 from rows 0 to 1 on simulator .* of <Hanging"):
+            vec.step(np.array([999, 1, 1, 1]))
+        stuck.wait(10)
+        observations, infos = vec.reset(seed=1)
+        assert observations[:, 0].tolist() == [0] * ROWS and "remoterl" not in infos
+        assert vec.step(actions(0))[0][:, 0].tolist() == [1] * ROWS
+        vec.close()
 
 
-@by_the_second_way
-def test_no_restarts(cluster: Cluster, mortal: Way) -> None:
-    remoterl.shutdown()
-    mortal.open(cluster, max_restarts=0)
-    vec = gym.vector.SyncVectorEnv([envs.CountingEnv] * 2)
-    vec.reset()
-    victim = kill_first()
-    with pytest.raises(EnvRunnerLostError, match=f"pid {victim.pid}.*Ray says: .*unexpectedly.*max_restarts=0"):
-        vec.step(np.zeros(2, int))
-    vec.close()
-    again = gym.vector.SyncVectorEnv([envs.CountingEnv] * 4)  # with the one that lives
-    assert again.reset()[0].shape == (4, 2) and victim.simulator not in again._core.places()
-    again.close()
-    remoterl.shutdown()
-    mortal.open(cluster)
+def test_no_restarts(cluster: Cluster) -> None:
+    with session(WAYS[1], cluster, max_restarts=0):
+        vec = gym.vector.SyncVectorEnv([envs.CountingEnv] * 2)
+        vec.reset()
+        victim = kill_first()
+        with pytest.raises(EnvRunnerLostError, match=f"pid {victim.pid}.*Ray says: .*unexpectedly.*max_restarts=0"):
+            vec.step(np.zeros(2, int))
+        vec.close()
+        again = gym.vector.SyncVectorEnv([envs.CountingEnv] * 4)  # with the one that lives
+        assert again.reset()[0].shape == (4, 2) and victim.simulator not in again._core.places()
+        again.close()
 
 
-@by_the_second_way
-def test_a_simulator_is_killed(cluster: Cluster, mortal: Way) -> None:
+def test_a_simulator_is_killed(cluster: Cluster) -> None:
     """With all its env runners: their rows go on at the other simulators."""
-    remoterl.shutdown()
+    before = patched_places()
     gamma = start_simulator("--name", "gamma", "--max-env-runners", "64", REMOTERL_ADDRESS=cluster.gcs_address)
     try:
         gamma.wait_for("is up")
-        mortal.open(cluster, num_env_runners=4)
+        WAYS[1].open(cluster, num_env_runners=4)
         vec = vector_env("SyncVectorEnv", AutoresetMode.NEXT_STEP)
         vec.reset(seed=7)
         vec.step(actions(0))
@@ -462,4 +440,5 @@ def test_a_simulator_is_killed(cluster: Cluster, mortal: Way) -> None:
     finally:
         remoterl.shutdown()
         gamma.end()
-    mortal.open(cluster)
+    assert patched_places() == before
+    assert_free(cluster)

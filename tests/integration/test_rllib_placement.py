@@ -42,7 +42,7 @@ def on_simulators(names: list[str], number: int) -> bool:
     return len(names) == number and set(names) <= {"alpha", "beta"} and len(set(names)) == min(number, 2)
 
 
-@pytest.mark.parametrize("rllib_session", ["client"], indirect=True, scope="module")
+@pytest.mark.parametrize("rllib_session", ["client"], indirect=True, scope="session")
 def test_training_and_evaluation_at_simulators_learners_at_the_hub(rllib_session: str, node_names: Any) -> None:
     config = small_ppo(num_env_runners=2).evaluation(evaluation_num_env_runners=1, evaluation_interval=1)
     config.learners(num_learners=1)
@@ -89,7 +89,7 @@ def impala() -> Any:
     ("rllib_session", "make"),
     [("driver", old_stack), ("client", dqn), ("client", impala)],
     indirect=["rllib_session"],
-    scope="module",
+    scope="session",
 )
 def test_algorithms(rllib_session: str, node_names: Any, make: Any) -> None:
     config = make()
@@ -109,7 +109,7 @@ def test_algorithms(rllib_session: str, node_names: Any, make: Any) -> None:
         *(("driver", env) for env in ("async", "vector_entry_point")),
     ],
     indirect=["rllib_session"],
-    scope="module",
+    scope="session",
 )
 def test_environments(rllib_session: str, node_names: Any, env: str) -> None:
     """One that only the simulators know, or only the trainer, in a module that no simulator can import."""

@@ -47,7 +47,7 @@ def check_places(metrics: Any, node_names: Any) -> list[str]:
     ("rllib_session", "how"),
     [("client", "run a config by name"), ("driver", "with_resources")],
     indirect=["rllib_session"],
-    scope="module",
+    scope="session",
 )
 def test_ways_to_run(rllib_session: str, node_names: Any, tmp_path: Path, how: str) -> None:
     options: dict[str, Any] = {"stop": {"training_iteration": 1}, "storage_path": str(tmp_path), "verbose": 0}
@@ -124,7 +124,7 @@ def test_population_based_training_of_a_nested_space(rllib_session: str, node_na
     assert_free_and_open()
 
 
-@pytest.mark.parametrize("rllib_session", ["client"], indirect=True, scope="module")
+@pytest.mark.parametrize("rllib_session", ["client"], indirect=True, scope="session")
 def test_run_experiments_through_ray_client(rllib_session: str) -> None:
     with pytest.raises(UnsupportedError, match="ray job submit"):
         tune.run_experiments({"one": {"run": "PPO", "config": space()}})

@@ -27,7 +27,7 @@ from processes import Way
     ],
     ids=str,
     indirect=["trainer"],
-    scope="module",
+    scope="session",
 )
 def test_same_seed_same_weights(algorithm: str, trainer: Way, locally: Callable[..., Any]) -> None:
     call = (algorithm, 600 if trainer.channel == "actor" else 1600, algorithm == "A2C")
