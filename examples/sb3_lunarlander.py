@@ -2,7 +2,7 @@
 
 Needs Box2D (`gymnasium[box2d]`) on the simulators, not here. Set REMOTERL_ADDRESS to the hub's address
 (ray://host:10001), or to `local` for a private cluster on this machine. Expect about -200 at the start; 200 is a
-landing. This training is still to be run to its end.
+landing; it was not trained to that here.
 """
 
 import argparse

@@ -6,7 +6,7 @@ wraps each game in SB3's AtariWrapper, which runs beside the game, so that a row
 which has what this script has.
 
 Expect -21 to -20 at the start: nearly every point is lost. Published curves of PPO win games after a million steps or
-two; this training is still to be run to its end. Two cores make about 200 steps a second, updates included.
+two; it was not trained to that here. Two cores make about 200 steps a second, updates included.
 
 `--where process` and `--where subprocesses` train without simulators, to compare: the same seed gives the same curve.
 """

@@ -84,15 +84,16 @@ def init(
     As a simulator: join as a Ray node, host env runners, and block until SIGINT, SIGTERM or `shutdown()`.
 
     Args:
-        api_key: the cluster's Ray authentication token; else `REMOTERL_API_KEY`, else what Ray itself finds.
+        api_key: the cluster's Ray authentication token; else `REMOTERL_API_KEY`, else `RAY_AUTH_TOKEN`, else what
+            `remoterl register` keeps for that hub, else Ray's token file.
         role: "trainer" or "simulator".
         num_workers: trainer: how many workers the env runners are for.
         num_env_runners: trainer: env runners for each worker. Where fewer are free, those are taken, with a
             warning.
         max_env_runners: simulator: how many env runners it will host at most.
         address: "ray://host:10001" (Ray Client), "host:6379" or "auto" (in-cluster), "local" (a private cluster,
-            for this process only); else `REMOTERL_ADDRESS`, else `RAY_ADDRESS`, else a Ray that runs on this
-            machine. A simulator that finds none starts the hub too.
+            for this process only); else `REMOTERL_ADDRESS`, else `RAY_ADDRESS`, else what `remoterl
+            register` keeps, else a Ray that runs on this machine. A simulator that finds none starts the hub too.
         name: simulator: its name; by default the host's name and a short id.
         labels: simulator: labels of its Ray node. Trainer: only simulators that match are used; Ray's label
             selectors: "value", "!value", "in(one,two)", "!in(one,two)"; RLlib's env runners keep to

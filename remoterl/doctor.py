@@ -28,6 +28,10 @@ from remoterl.errors import ConfigurationError, EnvRunnerLostError, RemoteRLErro
 MAX_CLOCK_OFFSET_S = 5.0
 ROUND_TRIPS, LOOKS_AT_CLOCK = 20, 5
 MANY_ROWS = 128  # more than a trainer of one machine usually wants
+# What a further env runner costs the trainer in a step (docs/performance.md, `c`); by a network the way takes longer,
+# but the messages of all travel at the same time.
+AN_ENV_RUNNER_S = {"stream": 75e-6}
+AN_ENV_RUNNER_BY_CALLS_S = 540e-6
 ANSWER_TIMEOUT_S = 60.0  # an examiner's process starts, and an environment's imports may take long
 
 
@@ -329,10 +333,10 @@ def count_places(looks: Sequence[Look]) -> int:
 def suggest(step_s: float, round_trip_s: float, channel: str, places: int) -> str:
     """How many env runners and rows for an environment, and why; for Gymnasium's and SB3's vector envs.
 
-    An env runner steps its rows one after the other, so a step of a vector env takes about
-    `rows / env runners x step + round trip`. Below as many rows an env runner as step in the time of a round trip, the
-    way takes longer than the work. So: that many rows on each, and as many env runners as have a place, as long as it
-    does not become more than `MANY_ROWS` rows.
+    An env runner steps its rows one after the other, and each costs the trainer a message, so a step of a vector env
+    takes about `rows / env runners x step + env runners x message + way`: shortest with `sqrt(rows x step / message)`
+    env runners. That many for `MANY_ROWS` rows, at most as have a place; and on each at least so many rows that they
+    step as long as the way and the messages take.
 
     Args:
         step_s: of the environment, where it is slowest.
@@ -340,14 +344,15 @@ def suggest(step_s: float, round_trip_s: float, channel: str, places: int) -> st
         channel: its name.
         places: free units that have a core each (an environment that waits for something else needs none).
     """
-    rows_each = max(1, math.ceil(round_trip_s / step_s))
-    env_runners = max(1, min(places, MANY_ROWS // rows_each))
+    message_s = min(round_trip_s, AN_ENV_RUNNER_S.get(channel, AN_ENV_RUNNER_BY_CALLS_S))
+    env_runners = max(1, min(places, round(math.sqrt(MANY_ROWS * step_s / message_s))))
+    rows_each = max(1, math.ceil(max(round_trip_s, env_runners * message_s) / step_s))
     rows = min(env_runners * rows_each, MANY_ROWS)
-    reason = f"{rows_each} rows step as long as a message travels"
+    reason = f"{rows_each} rows step as long as the messages take"
     if rows_each == 1:
-        reason = "a row steps longer than a message travels"
+        reason = "a row steps longer than the messages take"
     elif rows_each > MANY_ROWS:
-        reason = f"even {MANY_ROWS} rows step faster than a message travels"
+        reason = f"even {MANY_ROWS} rows step faster than the messages travel"
     return (
         f"num_env_runners={env_runners} with {rows} rows or more: a step takes {_time(step_s)}, the way there and "
         f"back {_time(round_trip_s)} by {channel}, so {reason}; {places} free units have a core each"

@@ -13,7 +13,7 @@ from remoterl.cli import capacity, demo, doctor, hub, register, run, simulate, s
 app = typer.Typer(
     name="remoterl",
     help="Reinforcement-learning environments that live on other machines, natively on Ray.",
-    epilog="The cluster's key is read from REMOTERL_API_KEY (else where Ray keeps its token).",
+    epilog="The cluster's key is read from REMOTERL_API_KEY, else where `remoterl register` or Ray keeps it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

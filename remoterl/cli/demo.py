@@ -37,7 +37,7 @@ def demo(
     try:
         import stable_baselines3  # noqa: F401
     except ImportError:
-        console.print("The demo trains with Stable-Baselines3: pip install 'remoterl[sb3]'")
+        console.print("The demo trains with Stable-Baselines3: pip install '.[sb3]' in remoterl's checkout")
         raise typer.Exit(1) from None
     with private_cluster(console) as address:
         reached = _train(console, address, output, target, max_steps)

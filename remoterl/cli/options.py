@@ -31,6 +31,6 @@ Ports = Annotated[
 ]
 Labels = Annotated[
     list[str] | None,
-    typer.Option("--label", help="KEY=VALUE, !VALUE or in(ONE,TWO): only simulators that match; several."),
+    typer.Option("--label", help="KEY=VALUE, KEY=!VALUE or KEY=in(ONE,TWO): only simulators that match; several."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]

@@ -27,6 +27,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from remoterl.actors.directory import RESOURCE
+from remoterl.cluster import node
 
 FOLDER = ROOT / "cluster_configs"
 CLOUDS = ["aws", "gcp", "azure"]
@@ -138,6 +139,16 @@ def test_a_cloud_starts_simulators_when_they_are_asked_for(name: str) -> None:
     )
     assert trainer["resources"]["GPU"] == 1 and trainer["min_workers"] == 0
     assert any(word in yaml.safe_dump(simulator) for word in ("spot", "preemptible", "Spot"))
+
+
+@pytest.mark.parametrize("name", [*CLOUDS, "on_premises", "kuberay-cluster", "kuberay-job"])
+def test_nodes_have_what_promises_rest_on(name: str) -> None:
+    """A hub misses a silent machine within the minute; a simulator ends what environments started, and is not nice."""
+    text = (FOLDER / f"{name}.yaml").read_text()
+    hub = {**node.FORK_SAFE, **node.MISSED_WITHIN_A_MINUTE}
+    simulator = {**node.NOT_NICE, **node.END_CHILDREN}
+    for variable, value in {**hub, **simulator}.items():
+        assert re.search(rf'{variable}(=|, value: "){value}\b', text), variable
 
 
 @pytest.mark.parametrize("path", [*FOLDER.glob("*.yaml"), FOLDER / "Dockerfile", FOLDER / "remoterl-simulator.service"])

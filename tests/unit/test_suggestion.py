@@ -45,9 +45,10 @@ def test_a_step_is_timed_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> N
     ("step_s", "round_trip_s", "places", "env_runners", "rows", "because"),
     [
         (0.02, 100e-6, 8, 8, 8, "a row steps longer"),
-        (10e-6, 100e-6, 8, 8, 80, "10 rows step as long as a message"),
-        (10e-6, 400e-6, 8, 3, 120, "40 rows step as long as a message"),
-        (10e-6, 8e-3, 8, 1, MANY_ROWS, f"even {MANY_ROWS} rows step faster"),
+        (4.5e-6, 40e-6, 14, 4, MANY_ROWS, "36 rows step as long as the messages"),  # where all is on one machine
+        (30e-6, 2e-3, 64, 7, MANY_ROWS, "67 rows step as long as the messages"),  # by a network
+        (1e-3, 2e-3, 16, 16, 32, "2 rows step as long as the messages"),
+        (10e-6, 8e-3, 8, 4, MANY_ROWS, f"even {MANY_ROWS} rows step faster"),
         (0.02, 100e-6, 0, 1, 1, "0 free units"),
     ],
 )

@@ -99,7 +99,8 @@ def find_algorithm(name: str) -> Any:
         from ray.tune.registry import get_trainable_cls
     except ImportError:
         raise ConfigurationError(
-            "`remoterl train rllib` needs RLlib and torch on this machine: pip install 'remoterl[rllib]'."
+            "`remoterl train rllib` needs RLlib and torch on this machine: "
+            "pip install '.[rllib]' in remoterl's checkout."
         ) from None
     try:
         with warnings.catch_warnings():

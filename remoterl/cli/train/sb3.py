@@ -92,7 +92,7 @@ def find_algorithm(name: str) -> Any:
         from stable_baselines3.common.base_class import BaseAlgorithm
     except ImportError:
         raise ConfigurationError(
-            "`remoterl train sb3` needs Stable-Baselines3 on this machine: pip install 'remoterl[sb3]'."
+            "`remoterl train sb3` needs Stable-Baselines3 on this machine: pip install '.[sb3]' in remoterl's checkout."
         ) from None
     packages = [stable_baselines3]
     try:
