@@ -74,7 +74,12 @@ LOCAL_WHEN_IMPORTED = "ray.rllib.algorithms.dreamerv3.utils.debugging"
 
 
 class Session:
-    """One trainer's env runners and patches. Open it with `open_session`."""
+    """One trainer's env runners and patches. Open it with `open_session`.
+
+    `is_of_a_command`: `remoterl run` has opened it, so a script that calls `ray.shutdown()` first of all keeps it.
+    """
+
+    is_of_a_command = False
 
     def __init__(self, connection: Connection, config: TrainerConfig) -> None:
         self.connection = connection
@@ -91,6 +96,7 @@ class Session:
         self._cores: weakref.WeakSet[VectorCore] = weakref.WeakSet()
         self._garbage: SimpleQueue[Any] = SimpleQueue()
         self._closed = False
+        self._used = False  # has an environment been made, or an algorithm of RLlib's?
         self._watch: HubWatch | None = None
         self._leash: Leash | None = None
         self._hub_lost: HubLostError | None = None
@@ -140,7 +146,7 @@ class Session:
 
         patches_backend.set_backend(self)
         self._undo.install(gymnasium_patches.TABLE)
-        self._undo.install(ray_patches.table(self.connection.context, self.close))
+        self._undo.install(ray_patches.table(self.connection.context, self._before_rays_shutdown))
         for module, patches in PATCHED_WHEN_IMPORTED.items():
             self._waiting_for_imports.append(AfterImport(module, functools.partial(self._patch_library, patches)))
         makes_environments = AfterImport(LOCAL_WHEN_IMPORTED, lambda: None, patches_backend.building_locally)
@@ -165,6 +171,7 @@ class Session:
         env_id: str | None = None,
     ) -> VectorCore:
         """See `patches.backend.Backend.open`."""
+        self._used = True
         lacking: set[str] = set()
         named: set[str] = set()
         losses = 0
@@ -302,6 +309,7 @@ class Session:
         """See `patches.backend.Backend.room_for`."""
         with self._building:
             self._require_hub()
+            self._used = True
             if needs:
                 with self._lock:
                     self._make_room(needs, what, rows_here)
@@ -570,6 +578,20 @@ class Session:
         self._unpatch(everywhere=False)
         no_sigterm_handler_of_ray()
         if self._leash is not None:
+    def _before_rays_shutdown(self) -> bool:
+        """The script has called `ray.shutdown()`: close the session. False where it stays, and Ray with it."""
+        if self.is_of_a_command and not self._used:  # scripts do so to begin with nothing
+            logger.info(
+                "ray.shutdown() is left out: no environment is made yet, and `remoterl run` has opened the session."
+            )
+            return False
+        if not self._closed:
+            self.close()
+            logger.warning(
+                "ray.shutdown() has ended remoterl's session: environments are made on this machine from here on."
+            )
+        return True
+
             self._leash.stop()
         for core in list(self._cores):
             core.abandon()

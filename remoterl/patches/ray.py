@@ -1,4 +1,4 @@
-"""Ray: a script's own bare `ray.init()` finds the session's connection; `ray.shutdown()` ends the session.
+"""Ray: a script's own bare `ray.init()` finds the session's connection; `ray.shutdown()` ends the session, and says so.
 
 Both are wrapped by Ray itself (for Ray Client), so the names are replaced, in every module that holds them.
 """
@@ -18,12 +18,12 @@ OF_OUTPUT = {
 }  # fmt: skip
 
 
-def table(context: Any, end_session: Callable[[], None]) -> tuple[Patch, ...]:
+def table(context: Any, end_session: Callable[[], bool]) -> tuple[Patch, ...]:
     """The patches.
 
     Args:
         context: what a bare `ray.init()` gives while the session lives.
-        end_session: called before `ray.shutdown()` does its work.
+        end_session: called before `ray.shutdown()` does its work; False where that is left out.
     """
 
     def init(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,8 +46,7 @@ def table(context: Any, end_session: Callable[[], None]) -> tuple[Patch, ...]:
     def shutdown(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def ray_shutdown(*args: Any, **kwargs: Any) -> Any:
-            end_session()
-            return original(*args, **kwargs)
+            return original(*args, **kwargs) if end_session() else None
 
         return ray_shutdown
 

@@ -122,6 +122,7 @@ def test_ray_shutdown_ends_the_session(cluster, caplog: pytest.LogCaptureFixture
     ray.init(runtime_env={"env_vars": {"TOKEN": "x"}}, num_cpus=2)
     assert "its num_cpus, runtime_env have no effect" in caplog.text
     ray.shutdown()
+    assert "ray.shutdown() has ended remoterl's session" in caplog.text
     assert not remoterl.is_initialized() and not ray.is_initialized()
     assert patched_places() == before
     assert_free(cluster)
