@@ -320,12 +320,20 @@ class Session:
                 self._at_most = before
 
     def _make_room(self, needs: Mapping[str, float], what: str, rows_here: bool) -> None:
-        if freed := self.fleet.let_go_idle():
-            self._freed_until = time.monotonic() + KILL_S
+        freed = self.let_go_idle()
         units = needs.get(directory.RESOURCE, 0) + (rows_here and not self.fleet.living())
         needs = {**needs, directory.RESOURCE: units}
         patience = {"timeout_s": self._config.timeout_s, "quiet_s": KILL_S if freed else 0.0}
         capacity.require(needs, what, **patience, labels=self.labels, grant=self.fleet.reserved)
+
+    def let_go_idle(self) -> bool:
+        """See `patches.backend.Backend.let_go_idle`."""
+        self._require_hub()
+        with self._lock:
+            freed = self.fleet.let_go_idle()
+            if freed:
+                self._freed_until = time.monotonic() + KILL_S
+            return freed
 
     def units(self) -> tuple[int, int] | None:
         """See `patches.backend.Backend.units`."""

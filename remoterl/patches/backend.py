@@ -63,6 +63,9 @@ class Backend(Protocol):
             CapacityError: it is not free within the session's `timeout_s`, or more than the session has reserved.
         """
 
+    def let_go_idle(self) -> bool:
+        """Give back the session's idle env runners; were there any? Others are placed where they are needed again."""
+
     def units(self) -> tuple[int, int] | None:
         """Free units, and all, of the simulators that the session may use; None where an autoscaler starts more."""
 

@@ -1,7 +1,7 @@
 """Tune: trials of RLlib's algorithms get their env runners from the simulators, and wait in no queue without an end.
 
 A trial's process is Ray's and is not patched, so everything it needs travels in its config. Other trainables are
-left alone. Imports `ray.tune`, so it is imported itself only once the script has done so.
+left alone, and a line says so. Imports `ray.tune`, so it is imported itself only once the script has done so.
 """
 
 from __future__ import annotations
@@ -56,10 +56,11 @@ class _Trials:
             CapacityError, UnknownEnvironmentError: as `Backend` has them.
             UnsupportedError: the session has a reservation.
         """
+        if self.algorithm is None:
+            _leave_alone(self.trainable)
+            return
         from remoterl.patches.rllib import check_environments, needed, samples_here
 
-        if self.algorithm is None:
-            return
         if backend().has_reservation:
             raise UnsupportedError(
                 "Tune gives each trial a placement group of its own, which can't lie in a reservation. Take "
@@ -79,6 +80,17 @@ class _Trials:
             pass
         trials = number_of_trials(settings, num_samples)
         _say_how_many(int(needs.get(RESOURCE, 0)), trials, max_concurrent_trials or 0)
+
+
+def _leave_alone(trainable: Any) -> None:
+    """What is not RLlib's: its trials may open sessions of their own, which find the units that are idle here."""
+    name = trainable if isinstance(trainable, str) else getattr(trainable, "__name__", type(trainable).__name__)
+    logger.warning(
+        "%s is no algorithm of RLlib: its trials run in Ray's processes, where nothing is patched. To have their "
+        "environments on simulators, call remoterl.init() in the trainable, and not in the script.",
+        name,
+    )
+    backend().let_go_idle()
 
 
 def _say_how_many(units_each: int, trials: float, max_concurrent: int) -> None:
@@ -122,12 +134,14 @@ def _run_experiments(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def run_experiments(experiments: Any, *args: Any, **kwargs: Any) -> Any:
         if not is_local() and ray.util.client.ray.is_connected():
-            listed = experiments_module._convert_to_experiment_list(experiments)
-            if any(_algorithm_class(experiment.run_identifier) for experiment in listed):
+            named = [one.run_identifier for one in experiments_module._convert_to_experiment_list(experiments)]
+            if any(map(_algorithm_class, named)):
                 raise UnsupportedError(
                     "tune.run_experiments() can't place RLlib's env runners through Ray Client. Take Tuner() or "
                     "tune.run(), or run this script in the cluster: ray job submit --working-dir . -- python SCRIPT"
                 )
+            for name in named:
+                _leave_alone(name)
         return original(experiments, *args, **kwargs)
 
     return run_experiments
@@ -136,7 +150,7 @@ def _run_experiments(original: Callable[..., Any]) -> Callable[..., Any]:
 def _prepare(run_or_experiment: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     if not isinstance(run_or_experiment, Experiment):
         trials = _Trials(run_or_experiment, kwargs.get("config"))
-        if not trials.is_given and (kwargs.get("resume") or kwargs.get("resume_config")):
+        if trials.algorithm and not trials.is_given and (kwargs.get("resume") or kwargs.get("resume_config")):
             return trials.trainable, kwargs  # its trials were saved with their settings
         trials.make_room(kwargs.get("num_samples", 1), kwargs.get("max_concurrent_trials"))
         return trials.trainable, ({**kwargs, "config": trials.space} if trials.algorithm else kwargs)
@@ -149,7 +163,7 @@ def _prepare(run_or_experiment: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[
                 "where init(labels=...) chooses them. Give the trainable to Tuner() or tune.run() instead."
             )
         experiment.spec = {**experiment.spec, "config": trials.space}
-        trials.make_room(experiment.spec.get("num_samples", 1), kwargs.get("max_concurrent_trials"))
+    trials.make_room(experiment.spec.get("num_samples", 1), kwargs.get("max_concurrent_trials"))
     return experiment, kwargs
 
 
@@ -165,8 +179,8 @@ def _tuner_init(original: Callable[..., None]) -> Callable[..., None]:
         if is_local() or not ray.util.client.ray.is_connected() or kwargs.get("_tuner_internal") is not None:
             return original(self, trainable, **kwargs)
         trials = _Trials(trainable, kwargs.get("param_space"))
+        _asked[self] = trials, kwargs.get("tune_config") or TuneConfig()
         if trials.algorithm is not None:
-            _asked[self] = trials, kwargs.get("tune_config") or TuneConfig()
             kwargs["param_space"] = trials.space
         with code_travels(trials.trainable, kwargs):
             return original(self, trials.trainable, **kwargs)
@@ -190,7 +204,7 @@ def _tuner_restore(original: Callable[..., Any]) -> Callable[..., Any]:
             arguments["param_space"] = trials.space
         with code_travels(*list(arguments.values())[1:]):
             tuner = original(**arguments)
-        if restates:
+        if restates or trials.algorithm is None:
             _asked[tuner] = trials, TuneConfig()
         return tuner
 

@@ -14,6 +14,7 @@ from ray import tune
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
 from rllib_fixtures import free_units, in_cluster_only
 
+from remoterl._process import current_session
 from remoterl.errors import UnsupportedError
 from remoterl.patches.backend import backend
 
@@ -131,11 +132,34 @@ def test_run_experiments_through_ray_client(rllib_session: str) -> None:
 
 
 @in_cluster_only
-def test_other_trainables_are_left_alone(rllib_session: str, node_names: Any, tmp_path: Path) -> None:
-    def trainable(config: dict[str, Any]) -> None:
-        tune.report({"node": ray.get_runtime_context().get_node_id(), "x": config["x"]})
+def test_other_trainables_open_sessions_of_their_own(
+    rllib_session: str, node_names: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def trainable(_: Any) -> None:
+        import stable_baselines3 as sb3
+        from stable_baselines3.common.env_util import make_vec_env
+
+        import remoterl
+
+        before = type(make_vec_env("CartPole-v1")).__name__
+        if not remoterl.init(num_env_runners=1):
+            raise RuntimeError("no simulators")
+        try:
+            env = make_vec_env("CartPole-v1", n_envs=8, seed=1)
+            sb3.PPO("MlpPolicy", env, n_steps=8, batch_size=64, device="cpu").learn(64)
+            node = ray.get_runtime_context().get_node_id()
+            kinds = before, type(env).__name__
+        finally:
+            remoterl.shutdown()
+        after = type(make_vec_env("CartPole-v1")).__name__
+        tune.report({"node": node, "kinds": (*kinds, after)})
 
     [result] = tune.Tuner(
-        trainable, param_space={"x": 3}, run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0)
+        trainable,
+        run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
     ).fit()
-    assert result.metrics["x"] == 3 and node_names([result.metrics["node"]]) == ["hub"]
+    assert node_names([result.metrics["node"]]) == ["hub"]
+    assert result.metrics["kinds"] == ("DummyVecEnv", "RemoteDummyVecEnv", "DummyVecEnv")
+    assert current_session().runners == []  # those that had nothing to do here
+    assert caplog.text.count("trainable is no algorithm of RLlib: its trials run in Ray's processes") == 1
+    assert_free_and_open()
