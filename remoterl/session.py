@@ -36,7 +36,7 @@ from remoterl.actors.leash import Leash
 from remoterl.actors.registry import News
 from remoterl.actors.sources import Source, lies_beside_the_script, sources_of
 from remoterl.channels.base import Late
-from remoterl.cluster.connection import Connection, connect, no_sigterm_handler_of_ray
+from remoterl.cluster.connection import Connection, connect, is_elsewhere, no_sigterm_handler_of_ray
 from remoterl.cluster.watch import HubWatch
 from remoterl.config import TrainerConfig
 from remoterl.errors import (
@@ -578,14 +578,6 @@ class Session:
         if self.connection.kind != "existing":
             _call_all(self._disconnected)
 
-    def forget_in_child(self) -> None:
-        """In a forked child: everything is local again, and the parent's connection is not touched."""
-        self._closed = True
-        if self._watch is not None:
-            self._watch.stop()
-        self._unpatch(everywhere=False)
-        no_sigterm_handler_of_ray()
-        if self._leash is not None:
     def _before_rays_shutdown(self) -> bool:
         """The script has called `ray.shutdown()`: close the session. False where it stays, and Ray with it."""
         if self.is_of_a_command and not self._used:  # scripts do so to begin with nothing
@@ -600,6 +592,14 @@ class Session:
             )
         return True
 
+    def forget_in_child(self) -> None:
+        """In a forked child: everything is local again, and the parent's connection is not touched."""
+        self._closed = True
+        if self._watch is not None:
+            self._watch.stop()
+        self._unpatch(everywhere=False)
+        no_sigterm_handler_of_ray()
+        if self._leash is not None:
             self._leash.stop()
         for core in list(self._cores):
             core.abandon()
@@ -652,6 +652,13 @@ def open_session(config: TrainerConfig) -> Session | None:
     )
     if connection is None:
         return None
+    if connection.kind == "existing" and config.address is not None and is_elsewhere(config.address, connection):
+        logger.warning(
+            "Ray is connected to %s already, so the hub at %s (of REMOTERL_ADDRESS, RAY_ADDRESS or `remoterl "
+            "register`) is not asked. Call remoterl.init() before ray.init().",
+            connection.description,
+            config.address,
+        )
     if connection.kind == "local":  # there was nobody to reach; to start Ray takes the time that it takes
         deadline = time.monotonic() + config.timeout_s
     session = Session(connection, config)

@@ -7,14 +7,16 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from remoterl._forks import after_fork_in_child
 from remoterl._logging import logger
 from remoterl.actors.directory import RESOURCE
 from remoterl.cluster import auth, node, probe
@@ -79,7 +81,13 @@ def connect(
 
     Raises:
         AuthenticationError, VersionMismatchError, ConfigurationError: what no retry mends.
+        RemoteRLError: this process is a fork of one that was connected.
     """
+    if _parent_was_connected:
+        raise RemoteRLError(
+            "This process is a fork of one that is connected to Ray, whose connection it can't use. Start it by "
+            "multiprocessing.get_context('spawn'), or connect in it alone."
+        )
     open_connection = _existing(address if address_was_argument else None)
     if open_connection is not None:
         if runtime_env:
@@ -130,6 +138,21 @@ def connect(
     return Connection(kind, str(address), context, close, address)
 
 
+_parent_was_connected = False
+
+
+def _after_fork_in_child() -> None:
+    """The threads of the parent's connection are not here: whoever used it would wait for ever."""
+    global _parent_was_connected
+    worker, client = sys.modules.get("ray._private.worker"), sys.modules.get("ray.util.client")
+    with suppress(Exception):  # half imported by another thread, perhaps
+        in_cluster = worker is not None and worker.global_worker.connected
+        _parent_was_connected |= bool(in_cluster or (client is not None and client.ray.is_connected()))
+
+
+after_fork_in_child(_after_fork_in_child)
+
+
 def find_running(deadline: float, stopped: threading.Event = probe.NEVER) -> Address | None:
     """The hub of a Ray that runs on this machine, by Ray's own rules; looked for until `deadline`, or `stopped`."""
     said = False
@@ -167,7 +190,7 @@ def _existing(asked: Address | None) -> Connection | None:
         context: Any = _client_context()
     else:
         open_kind, open_target = "gcs", ray.get_runtime_context().gcs_address
-        context = ray.init(ignore_reinit_error=True)
+        context = _driver_context()
     here = f"ray://{open_target}" if open_kind == "client" else open_target
     if asked is not None and asked.kind != "auto" and not _same_place(asked, open_kind, open_target):
         raise ConfigurationError(
@@ -180,14 +203,27 @@ def _existing(asked: Address | None) -> Connection | None:
 def _same_place(asked: Address, open_kind: str, open_target: str) -> bool:
     """Is it the address of the open connection, under whatever name of the host?"""
     host, _, port = open_target.rpartition(":")
-    if asked.kind != open_kind or asked.port != int(port):
+    return asked.kind == open_kind and asked.port == int(port) and _same_host(asked.host, host.strip("[]"))
+
+
+def is_elsewhere(asked: Address, open_connection: Connection) -> bool:
+    """Is it another cluster's than the one that this process is connected to, as far as an address says it?
+
+    A hub has one address for trainers outside of the cluster and one for those inside: then only the host counts.
+    """
+    hub = open_connection.hub
+    if hub is None or asked.kind == "auto":
         return False
+    if asked.kind == hub.kind:
+        return not _same_place(asked, hub.kind, hub.target)
+    return asked.kind == "local" or not _same_host(asked.host, hub.host)
+
+
+def _same_host(asked: str, host: str) -> bool:
     try:
-        ours, theirs = (
-            {info[4][0] for info in socket.getaddrinfo(name, None)} for name in (asked.host, host.strip("[]"))
-        )
+        ours, theirs = ({info[4][0] for info in socket.getaddrinfo(name, None)} for name in (asked, host))
     except OSError:
-        return asked.host == host
+        return asked == host
     local = any(ipaddress.ip_address(str(ip).split("%")[0]).is_loopback for ip in ours)
     return bool(ours & theirs) or (local and bool(theirs & _own_addresses()))
 
@@ -196,6 +232,15 @@ def _own_addresses() -> set[Any]:
     from ray.util import get_node_ip_address
 
     return {"127.0.0.1", "::1", get_node_ip_address()}
+
+
+def _driver_context() -> Any:
+    """What `ray.init(ignore_reinit_error=True)` returns; that sets Ray's handler of SIGTERM before it looks."""
+    import ray
+
+    worker: Any = ray._private.worker
+    node_id = worker.global_worker.core_worker.get_current_node_id().hex()
+    return worker.RayContext(dict(worker._global_node.address_info, node_id=node_id))
 
 
 def _client_context() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -139,7 +140,13 @@ def test_a_forked_child_leaves_its_parents_streams_alone(trainer: Way) -> None:
     vec.reset()
     child = os.fork()
     if child == 0:
-        os._exit(0 if vec._core.closed and not remoterl.is_initialized() else 1)
+        signal.alarm(30)
+        try:
+            remoterl.describe()
+        except remoterl.RemoteRLError as error:
+            is_told = "is a fork of one that is connected" in str(error)
+            os._exit(0 if is_told and vec._core.closed and not remoterl.is_initialized() else 1)
+        os._exit(2)
     assert os.waitpid(child, 0)[1] == 0
     assert vec.step(np.array([1, 2]))[1].tolist() == [1, 2]
     vec.close()

@@ -129,7 +129,9 @@ def test_ray_shutdown_ends_the_session(cluster, caplog: pytest.LogCaptureFixture
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_open_connection_is_used_and_left_open(cluster, kind: str) -> None:
+def test_an_open_connection_is_used_and_left_open(
+    cluster, kind: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ray
 
     from remoterl.cluster.auth import use_key
@@ -140,7 +142,11 @@ def test_an_open_connection_is_used_and_left_open(cluster, kind: str) -> None:
         other = cluster.address("driver" if kind == "client" else "client")
         with pytest.raises(ConfigurationError, match="already connected"):
             remoterl.init(KEY, address=other)
+        rays_handler = signal.signal(signal.SIGTERM, own_handler := lambda *_: None)
+        monkeypatch.setenv("REMOTERL_ADDRESS", "192.0.2.1:6379")
         assert remoterl.init(KEY, num_env_runners=1)
+        assert signal.signal(signal.SIGTERM, rays_handler) is own_handler
+        assert "already, so the hub at 192.0.2.1:6379" in caplog.text
         ray.init()
         env = gym.make("CartPole-v1")
         env.reset()

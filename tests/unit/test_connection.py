@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,11 +11,13 @@ from ray._private import client_mode_hook
 from test_config import DEFAULTS
 from typer.testing import CliRunner
 
+import remoterl
 from remoterl import messages
+from remoterl._logging import ensure_visible, logger
 from remoterl.cli import app
 from remoterl.cluster import auth, connection
-from remoterl.config import make_config
-from remoterl.errors import CapacityError, HubLostError
+from remoterl.config import make_config, parse_address
+from remoterl.errors import CapacityError, HubLostError, RemoteRLError
 from remoterl.fleet import Fleet
 from remoterl.session import Session
 
@@ -72,3 +75,60 @@ def test_without_its_hub_a_session_asks_nobody(monkeypatch: pytest.MonkeyPatch) 
     ):
         with pytest.raises(HubLostError, match="switched off"):
             call()
+
+
+def test_a_fork_of_a_connected_process_does_not_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setattr(connection, "_parent_was_connected", False)
+    connection._after_fork_in_child()
+    assert not connection._parent_was_connected
+    monkeypatch.setattr(ray._private.worker.global_worker, "mode", ray._private.worker.SCRIPT_MODE)
+    connection._after_fork_in_child()
+    monkeypatch.setattr(ray._private.worker.global_worker, "mode", None)
+    for call in (lambda: remoterl.init(address="127.0.0.1:1"), remoterl.describe):
+        with pytest.raises(RemoteRLError, match="is a fork of one that is connected to Ray"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("asked", "there"),
+    [
+        ("127.0.0.1:6379", True),
+        ("localhost:6379", True),
+        ("127.0.0.1:6380", False),
+        ("ray://127.0.0.1:10001", True),  # the client's port of the same hub
+        ("192.0.2.1:6379", False),
+        ("ray://192.0.2.1:10001", False),
+        ("auto", True),
+        ("local", False),
+    ],
+)
+def test_another_address_than_the_open_connections(asked: str, there: bool) -> None:
+    hub = parse_address("127.0.0.1:6379", "")
+    existing = connection.Connection("existing", "127.0.0.1:6379", None, lambda: None, hub)
+    assert connection.is_elsewhere(parse_address(asked, ""), existing) is not there
+
+
+def test_rays_shutdown_at_the_head_of_a_commands_script(caplog: pytest.LogCaptureFixture) -> None:
+    session = Session(connection.Connection("driver", "hub:6379", None, lambda: None), make_config(**DEFAULTS))
+    session.is_of_a_command = True
+    assert not session._before_rays_shutdown() and not session.closed
+    assert "ray.shutdown() is left out" in caplog.text
+    with session.room_for({}, "an algorithm"):
+        pass
+    assert session._before_rays_shutdown() and session.closed
+    assert session._before_rays_shutdown()
+    assert caplog.text.count("ray.shutdown() has ended remoterl's session") == 1
+
+
+def test_lines_are_not_doubled_where_the_script_shows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(logger, "handlers", [])
+    ensure_visible()
+    [handler] = logger.handlers
+    record = logging.LogRecord("remoterl", logging.INFO, "", 1, "", None, None)
+    assert handler.filter(record)
+    root.addHandler(logging.NullHandler())
+    assert not handler.filter(record)
