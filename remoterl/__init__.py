@@ -7,10 +7,16 @@ Gymnasium or Stable-Baselines3 run on simulators: processes that called `init(ap
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from remoterl._version import __version__
+
+_started_in = ""  # the working directory, mostly; a script may leave it before its code is sent (Hydra's `chdir`)
+with contextlib.suppress(OSError):  # it may be gone
+    _started_in = os.getcwd()
 
 if TYPE_CHECKING:
     from remoterl.errors import (

@@ -32,6 +32,7 @@ import cloudpickle
 import gymnasium
 import numpy as np
 
+import remoterl
 from remoterl._logging import logger
 from remoterl.errors import NotShippableError
 
@@ -339,7 +340,7 @@ def _is_beside_cached(name: str, module: ModuleType) -> bool:
 
 
 def is_beside_the_script(module: ModuleType) -> bool:
-    """Is this module Python code in the folder of the main script or in the working directory, uninstalled?"""
+    """Is this module Python code in the folder of the main script or in a working directory, uninstalled?"""
     path = getattr(module, "__file__", None)
     name = getattr(module, "__name__", "__main__")
     if name == "__main__" or name.split(".")[0] == "remoterl":
@@ -356,7 +357,7 @@ def is_found_beside(spec: Any) -> bool:
 
 
 def is_beside(path: str) -> bool:
-    """Is this Python code, or a folder, in that of the main script or in the working directory, uninstalled?"""
+    """Is this Python code, or a folder, in that of the main script or in a working directory, uninstalled?"""
     path = os.path.abspath(path)
     is_code = path.endswith((*SOURCE_SUFFIXES, *BYTECODE_SUFFIXES)) or os.path.isdir(path)
     return is_code and path.startswith(_script_folders()) and not is_installed(path)
@@ -369,6 +370,8 @@ def is_installed(path: str) -> bool:
 
 def _script_folders() -> tuple[str, ...]:
     folders = {os.getcwd()}
+    if remoterl._started_in:
+        folders.add(remoterl._started_in)
     main = getattr(sys.modules.get("__main__"), "__file__", None)
     if main:
         folders.add(os.path.dirname(os.path.abspath(main)))

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
 
+import remoterl
 from remoterl import shipping
 from remoterl.actors import registry
 from remoterl.actors.sources import lies_beside_the_script
@@ -221,6 +222,14 @@ def test_a_package_without_init_beside_the_script(tmp_path: Path, monkeypatch: p
         for name in ("grids", "grids.small", "grids.small.grid"):
             del sys.modules[name]
     assert in_another_process(shipped, tmp_path / "elsewhere", "value[0]() + value[1]()") == "6"
+
+
+def test_a_script_that_goes_elsewhere_keeps_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "robot.py").touch()
+    monkeypatch.setattr(remoterl, "_started_in", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "runs")
+    assert shipping.is_beside(str(tmp_path / "robot.py"))
 
 
 def test_a_live_environment_stays() -> None:
