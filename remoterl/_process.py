@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import multiprocessing
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import remoterl
 from remoterl._forks import after_fork_in_child
 from remoterl._logging import ensure_visible, logger
 from remoterl.config import TrainerConfig, make_config
@@ -18,35 +21,61 @@ _lock = threading.RLock()
 _arguments: dict[str, Any] | None = None
 _session: Session | None = None
 _simulator: SimulatorRun | None = None
-_of_a_command = False  # the session is `remoterl run`'s, say: a script's own init() finds it, whatever its arguments
+# Those of `remoterl run`, say: a script's own init() finds its session, or opens it again, whatever its arguments.
+_command: dict[str, Any] | None = None
 
 
 def init(**arguments: Any) -> bool:
     """See `remoterl.init`."""
-    global _arguments, _session, _simulator
+    global _arguments, _simulator
     config = make_config(**arguments)
     ensure_visible()
+    if isinstance(config, TrainerConfig) and getattr(multiprocessing.current_process(), "_inheriting", False):
+        logger.info(
+            "init() is left out, and returns False: this is a child process that reads the script again as it starts "
+            "(multiprocessing, by spawn or forkserver). What it makes is made in it."
+        )
+        return False
     with _lock:
         if _session is not None and _session.hub_is_lost:  # who asks again wants another
             _session.close()
         if is_initialized():
             if arguments == _arguments:
                 return True
-            if _of_a_command and isinstance(config, TrainerConfig):
-                logger.info("The script's own init() is left out: `remoterl run` has opened the session.")
+            if _command is not None and isinstance(config, TrainerConfig):
+                logger.info("%s is left out: `remoterl run` has opened the session.", _scripts_own(arguments))
                 return True
             raise AlreadyInitializedError(
                 f"init(role={arguments['role']!r}) was called, but this process is initialized already, with other "
                 "arguments. Call remoterl.shutdown() first."
             )
-        _arguments = arguments
         if isinstance(config, TrainerConfig):
-            _session = open_session(config)
-            if _session is None and not _of_a_command:
+            if _command is not None:
+                logger.info("%s opens the session again, as `remoterl run` had it.", _scripts_own(arguments))
+                arguments = _command
+            if not _open(arguments):
                 logger.warning("init() returns False. A script that goes on makes its environments on this machine.")
             return _session is not None
-        _simulator = SimulatorRun(config)
+        _arguments, _simulator = arguments, SimulatorRun(config)
     return _serve(_simulator)
+
+
+def _open(arguments: dict[str, Any]) -> bool:
+    global _arguments, _session
+    config = make_config(**arguments)
+    assert isinstance(config, TrainerConfig)
+    _arguments, _session = arguments, open_session(config)
+    if _session is not None and _command is not None:
+        _session.is_of_a_command = True
+    return _session is not None
+
+
+def _scripts_own(arguments: dict[str, Any]) -> str:
+    """A script's call under a command, with the names of the arguments that have no effect."""
+    defaults = inspect.signature(remoterl.init).parameters
+    command = _command or {}
+    named = [name for name, value in arguments.items() if value not in (defaults[name].default, command.get(name))]
+    return f"The script's own init({', '.join(named)})"
 
 
 def _serve(simulator: SimulatorRun) -> bool:
@@ -57,23 +86,31 @@ def _serve(simulator: SimulatorRun) -> bool:
         _simulator = None
 
 
+def init_of_a_command(**arguments: Any) -> bool:
+    """`remoterl.init()` for a command, which ends where it is False. The session ends with the process."""
+    global _command
+    defaults = {name: one.default for name, one in inspect.signature(remoterl.init).parameters.items()}
+    _command = {**defaults, **arguments}
+    ensure_visible()
+    with _lock:
+        return _open(_command)
+
+
 @contextmanager
 def session_of_a_command(**arguments: Any) -> Iterator[bool]:
-    """What `remoterl.init()` returns to a command, which ends where it is False; closed at the end."""
-    import remoterl
-
-    global _of_a_command
-    _of_a_command = True
+    """The same, closed at the end."""
+    global _command
     try:
-        yield remoterl.init(role="trainer", **arguments)
+        yield init_of_a_command(**arguments)
     finally:
+        _command = None
         shutdown()
 
 
 def _after_fork_in_child() -> None:
     """A forked child (a local sub-process env, say) is not a trainer: it must not use its parent's connection."""
-    global _session, _arguments
-    session, _session, _arguments = _session, None, None
+    global _session, _arguments, _command
+    session, _session, _arguments, _command = _session, None, None, None
     if session is not None:
         session.forget_in_child()
 
@@ -83,8 +120,7 @@ after_fork_in_child(_after_fork_in_child)
 
 def shutdown() -> None:
     """See `remoterl.shutdown`."""
-    global _session, _of_a_command
-    _of_a_command = False
+    global _session
     simulator = _simulator
     if simulator is not None:
         simulator.stop()

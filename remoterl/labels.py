@@ -40,8 +40,8 @@ def matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
     return all(_holds(labels.get(key), condition) for key, condition in selector.items())
 
 
-def parse_options(options: list[str] | None) -> dict[str, str]:
-    """Read the command line's KEY=VALUE options.
+def parse_options(options: list[str] | None, name: str = "--label", form: str = "KEY=VALUE") -> dict[str, str]:
+    """Read the command line's options of this name, KEY=VALUE each.
 
     Raises:
         ConfigurationError: one has no `=`.
@@ -50,7 +50,7 @@ def parse_options(options: list[str] | None) -> dict[str, str]:
     for text in options or []:
         key, separator, value = text.partition("=")
         if not separator:
-            raise ConfigurationError(f"--label takes KEY=VALUE, got {text!r}.")
+            raise ConfigurationError(f"{name} takes {form}, got {text!r}.")
         labels[key] = value
     return labels
 

@@ -56,6 +56,7 @@ def run_in_turn(*calls: Call, cwd: Path | str = "/", timeout_s: float = 240.0) -
 
 
 def _one(words: Sequence[str], environment: Mapping[str, str], typed: str) -> Done:
+    import remoterl
     from remoterl.cli import main
 
     sys.argv = ["remoterl", *words]
@@ -71,6 +72,7 @@ def _one(words: Sequence[str], environment: Mapping[str, str], typed: str) -> Do
         except BaseException:  # what Python would do with it
             traceback.print_exc()
             code = 1
+        remoterl.shutdown()  # as the process's end does
     os.environ.clear()
     os.environ.update(before)
     return Done(code if isinstance(code, int) else int(code is not None), "".join(out), "".join(err))

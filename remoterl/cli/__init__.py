@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from remoterl._protocol import spoken
-from remoterl.cli import capacity, demo, doctor, hub, register, run, simulate, status, train
+from remoterl.cli import capacity, demo, doctor, hub, register, run, simulate, status, tracebacks, train
 
 app = typer.Typer(
     name="remoterl",
@@ -58,3 +58,5 @@ def main() -> None:
     except RemoteRLError as error:
         print(f"remoterl: {type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(1)
+    except tracebacks.InterruptedByUser as error:
+        raise error.interrupt from None

@@ -11,6 +11,23 @@ import typer
 from remoterl.errors import RemoteRLError
 
 
+class InterruptedByUser(BaseException):
+    """Holds a `KeyboardInterrupt`, which Typer would end with a word: this it lets through."""
+
+    def __init__(self, interrupt: KeyboardInterrupt) -> None:
+        super().__init__()
+        self.interrupt = interrupt
+
+
+@contextmanager
+def interrupts() -> Iterator[None]:
+    """Ctrl-C in here ends the command as it ends a script: with a traceback, and by SIGINT, as shells expect."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        raise InterruptedByUser(interrupt) from None
+
+
 @contextmanager
 def shown(*kinds: type[BaseException]) -> Iterator[None]:
     """Show an `EOFError`, an `OSError` or one of these as Python shows what nobody catches; the exit code is 1."""

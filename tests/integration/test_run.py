@@ -54,15 +54,36 @@ def test_scripts_in_cleanrls_manner_are_the_same_with_and_without(cluster, tmp_p
 def test_a_scripts_own_init_and_its_errors(cluster, tmp_path: Path) -> None:
     script = tmp_path / "own.py"
     script.write_text(
-        "import gymnasium, remoterl\n"
+        "import atexit, os, threading, gymnasium, ray, remoterl\n"
+        "ray.shutdown()\n"
+        "ray.init(ignore_reinit_error=True)\n"
         "assert remoterl.init(num_env_runners=3)\n"
         "from remoterl._process import current_session\n"
         "assert current_session().info.name == 'own.py'\n"
-        "print(type(gymnasium.make('CartPole-v1')).__name__)\n"
+        "def kind(): return type(gymnasium.make('CartPole-v1')).__name__\n"
+        "class Where(gymnasium.Wrapper):\n"
+        "    def __init__(self): super().__init__(gymnasium.make('CartPole-v1')); self.token = os.environ['TOKEN']\n"
+        "print(kind(), gymnasium.vector.SyncVectorEnv([Where]).get_attr('token'))\n"
+        "remoterl.shutdown()\n"
+        "print(kind())\n"
+        "assert remoterl.init(timeout_s=5)\n"
+        "threading.Timer(1, lambda: print('a thread', kind())).start()\n"
+        "atexit.register(lambda: print('at exit', kind()))\n"
         "gymnasium.make('NoSuchThing-v0')\n"
     )
-    done = python("-m", "remoterl", "run", "--address", cluster.gcs_address, str(script), cwd=tmp_path)
-    assert "RemoteEnv" in done.stdout and done.returncode == 1
+    options = ["--address", cluster.gcs_address, "--label", "zone=b", "--env", "TOKEN=one"]
+    done = python("-m", "remoterl", "run", *options, str(script), cwd=tmp_path)
+    assert done.stdout.splitlines()[-4:] == [
+        "RemoteEnv ('one',)", "TimeLimit", "a thread RemoteEnv", "at exit RemoteEnv"
+    ]  # fmt: skip
+    assert done.returncode == 1
+    for line in (
+        "ray.shutdown() is left out",
+        "The script's own init(num_env_runners) is left out: `remoterl run` has opened the session.",
+        "The script's own init(timeout_s) opens the session again, as `remoterl run` had it.",
+    ):
+        assert line in done.stderr, done.stderr
+    assert done.stderr.count("env runners over beta") == 2
     assert "own.py" in done.stderr and "UnknownNameError" in done.stderr  # the script's own traceback
     cut = tmp_path / "cut.py"
     cut.write_text("raise EOFError('cut short')\n")
