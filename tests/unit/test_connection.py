@@ -83,9 +83,9 @@ def test_a_fork_of_a_connected_process_does_not_connect(monkeypatch: pytest.Monk
     monkeypatch.setattr(connection, "_parent_was_connected", False)
     connection._after_fork_in_child()
     assert not connection._parent_was_connected
-    monkeypatch.setattr(ray._private.worker.global_worker, "mode", ray._private.worker.SCRIPT_MODE)
+    monkeypatch.setattr(ray._private.worker.global_worker, "_is_connected", True)
     connection._after_fork_in_child()
-    monkeypatch.setattr(ray._private.worker.global_worker, "mode", None)
+    monkeypatch.setattr(ray._private.worker.global_worker, "_is_connected", False)
     for call in (lambda: remoterl.init(address="127.0.0.1:1"), remoterl.describe):
         with pytest.raises(RemoteRLError, match="is a fork of one that is connected to Ray"):
             call()
