@@ -26,7 +26,7 @@ def becoming_remote(
 ) -> Callable[..., None]:
     """A replacement of `local_class.__init__` that opens the rows remotely, or here where they can't travel.
 
-    `remote_class.__init__(instance, core, arguments)` sets the instance up; `arguments` are those of the
+    `remote_class.set_up(instance, core, arguments)` does what `__init__` does locally; `arguments` are those of the
     local class by name, defaults included. `semantics` picks the rows' rules by them. What a script's subclass can't do
     without, `remote_class.LOCAL_PARTS` names.
     """
@@ -59,7 +59,7 @@ def becoming_remote(
                 return original(self, env_fns, *args, **kwargs)
         _become(self, local_class, remote_class)
         try:
-            remote_class.__init__(self, core, arguments)
+            remote_class.set_up(self, core, arguments)
         except BaseException:
             core.close()
             raise
@@ -94,8 +94,8 @@ def _become(instance: Any, local_class: type, remote_class: type) -> None:
     else:
         made = _made.get((own_class, remote_class))
         if made is None:
-            names = {"__module__": own_class.__module__, "__qualname__": own_class.__qualname__}
-            made = _made[own_class, remote_class] = type(own_class.__name__, (own_class, remote_class), names)
+            own = {"__module__": own_class.__module__, "__qualname__": own_class.__qualname__, "LOCAL_CLASS": own_class}
+            made = _made[own_class, remote_class] = type(own_class.__name__, (own_class, remote_class), own)
         instance.__class__ = made
 
 

@@ -22,6 +22,7 @@ from remoterl.channels.base import Late
 from remoterl.errors import SpaceMismatchError
 from remoterl.messages import ARRAY_SPACES, InfoTable, rows_of
 from remoterl.vector import batches
+from remoterl.vector.anew import make_anew
 from remoterl.vector.core import CLOSE_S, Flight, VectorCore
 from remoterl.vector.lent import Batch
 from remoterl.vector.row_view import Views
@@ -230,9 +231,14 @@ class RemoteSyncVectorEnv(_RemoteRows, SyncVectorEnv):
     LOCAL_PARTS = frozenset(
         {"_env_obs", "_observations", "_rewards", "_terminations", "_truncations", "_autoreset_envs"}
     )
+    LOCAL_CLASS = SyncVectorEnv
     _local_name = "SyncVectorEnv"
 
-    def __init__(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        make_anew(self, SyncVectorEnv, args, kwargs)
+
+    def set_up(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
+        """In place of the local class's `__init__`, whose arguments these are."""
         self._attach(core, arguments)
         self._views = Views(core)
 
@@ -269,9 +275,14 @@ class RemoteAsyncVectorEnv(_RemoteRows, AsyncVectorEnv):
     """An `AsyncVectorEnv` whose rows step on env runners; `step_async` and its kin as the local class has them."""
 
     LOCAL_PARTS = frozenset({"parent_pipes", "processes", "error_queue", "_poll_pipe_envs", "_raise_if_errors"})
+    LOCAL_CLASS = AsyncVectorEnv
     _local_name = "AsyncVectorEnv"
 
-    def __init__(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        make_anew(self, AsyncVectorEnv, args, kwargs)
+
+    def set_up(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
+        """In place of the local class's `__init__`, whose arguments these are."""
         self._state = AsyncState.DEFAULT
         self._flight: Flight | None = None
         context = multiprocessing.get_context(arguments["context"])  # raises for an unknown one, as locally

@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env.util import obs_space_info
 
 from remoterl.errors import RemoteRLError
 from remoterl.messages import Target, rows_of
+from remoterl.vector.anew import make_anew
 from remoterl.vector.core import Flight, VectorCore
 from remoterl.vector.lent import Batch
 from remoterl.vector.row_view import Views
@@ -33,7 +34,8 @@ class RemoteRows(VecEnv):
     _core: VectorCore
     _local_name: str
 
-    def __init__(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
+    def set_up(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
+        """In place of the local class's `__init__`, whose arguments these are."""
         self._core = core
         self._flight: Flight | None = None
         self.actions: Any = None  # of the last step
@@ -208,11 +210,15 @@ class RemoteDummyVecEnv(RemoteRows, DummyVecEnv):
     """A `DummyVecEnv` whose environments step on env runners: rewards float32, dones bool, infos a list."""
 
     LOCAL_PARTS = frozenset({"buf_obs", "buf_rews", "buf_dones", "buf_infos", "_save_obs", "_obs_from_buf"})
+    LOCAL_CLASS = DummyVecEnv
     _local_name = "DummyVecEnv"
     _named = OrderedDict
 
-    def __init__(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
-        super().__init__(core, arguments)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        make_anew(self, DummyVecEnv, args, kwargs)
+
+    def set_up(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
+        super().set_up(core, arguments)
         self.keys, _, _ = obs_space_info(self.observation_space)  # raises for nested ones, as locally
         self.metadata = dict(core.opened[0].metadata)
         self._views = Views(core)
@@ -252,11 +258,15 @@ class RemoteSubprocVecEnv(RemoteRows, SubprocVecEnv):
     """A `SubprocVecEnv` whose environments step on env runners: arrays as the environments made them."""
 
     LOCAL_PARTS = frozenset({"remotes", "work_remotes", "processes", "_get_target_remotes"})
+    LOCAL_CLASS = SubprocVecEnv
     _local_name = "SubprocVecEnv"
 
-    def __init__(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        make_anew(self, SubprocVecEnv, args, kwargs)
+
+    def set_up(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
         multiprocessing.get_context(arguments["start_method"])  # raises for an unknown one, as locally
-        super().__init__(core, arguments)
+        super().set_up(core, arguments)
 
     def step_wait(self) -> Any:
         if not isinstance(self.reset_infos, list):

@@ -461,13 +461,20 @@ def _face(kind: Kind, core: VectorCore) -> Any:
     if kind.semantics is m.Semantics.SINGLE:
         return RemoteEnv(core)
     if kind.semantics is m.Semantics.SB3_DUMMY:
-        return RemoteDummyVecEnv(core, {})
+        return set_up(RemoteDummyVecEnv, core, {})
     if kind.semantics is m.Semantics.SB3_SUBPROC:
-        return RemoteSubprocVecEnv(core, {"start_method": None})
+        return set_up(RemoteSubprocVecEnv, core, {"start_method": None})
     arguments = {"copy": True, "observation_mode": "same", "autoreset_mode": kind.mode}
     if kind.is_async:
-        return RemoteAsyncVectorEnv(core, {**arguments, "context": None, "shared_memory": False})
-    return RemoteSyncVectorEnv(core, arguments)
+        return set_up(RemoteAsyncVectorEnv, core, {**arguments, "context": None, "shared_memory": False})
+    return set_up(RemoteSyncVectorEnv, core, arguments)
+
+
+def set_up(face: Any, core: VectorCore, arguments: Mapping[str, Any]) -> Any:
+    """As `patches.becoming` does it."""
+    made = face.__new__(face)
+    made.set_up(core, arguments)
+    return made
 
 
 def observations_of(kind: Kind, observations: Any) -> list[list[Any]]:

@@ -20,6 +20,7 @@ from gymnasium.vector import AutoresetMode
 from processes import wait_until
 from stable_baselines3.common.vec_env import DummyVecEnv
 from streams import Server
+from test_core_model import set_up
 
 from remoterl import messages as m
 from remoterl.channels.codec import PREFIX, WRITTEN, Landing, Room
@@ -98,7 +99,7 @@ def remote(channels: list[StreamChannel], rows: int, kind: str = "box", **argume
     """So many rows on each of these env runners."""
     core = assigned(channels, rows, kind, SYNC)
     usual = {"copy": True, "observation_mode": "same", "autoreset_mode": core._mode}
-    return RemoteSyncVectorEnv(core, {**usual, **arguments})
+    return set_up(RemoteSyncVectorEnv, core, {**usual, **arguments})
 
 
 def used_bytes(server: Server) -> int:
@@ -240,7 +241,7 @@ def test_what_nobody_holds_is_written_to_again(server: Server, kind: str) -> Non
 def test_stable_baselines3_gets_its_dicts(server: Server, semantics: m.Semantics) -> None:
     core = assigned([server.open(), server.open()], 2, "dict", semantics)
     is_dummy = semantics is m.Semantics.SB3_DUMMY
-    vec = RemoteDummyVecEnv(core, {}) if is_dummy else RemoteSubprocVecEnv(core, {"start_method": None})
+    vec = set_up(RemoteDummyVecEnv if is_dummy else RemoteSubprocVecEnv, core, {"start_method": None})
     local = DummyVecEnv([lambda: PictureEnv("dict")] * 4)
     vec.seed(3)
     local.seed(3)
