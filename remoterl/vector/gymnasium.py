@@ -6,7 +6,7 @@ Source of every rule: Gymnasium 1.2, `vector/sync_vector_env.py` and `vector/asy
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -57,6 +57,7 @@ class _RemoteRows(VectorEnv):
         self._check_spaces()
         self._whole = core.wanted = batches.empty(self.single_observation_space, self.num_envs)
         self._array_actions = isinstance(self.single_action_space, ARRAY_SPACES)
+        self._adds_its_own = type(self)._add_info is not VectorEnv._add_info
 
     def _spaces_of_rows(self, kind: str) -> list[gymnasium.Space]:
         spaces = []
@@ -131,10 +132,17 @@ class _RemoteRows(VectorEnv):
     def _receive_reset(self, flight: Flight, timeout: float | None = None) -> tuple[Any, dict[str, Any]]:
         replies = self._core.gather(flight, timeout)
         infos: dict[str, Any] = {}
-        for rows, reply in zip(self._core.ranges, replies, strict=True):
-            for local_row, info in reply.infos:
+        for rows, request, reply in zip(self._core.ranges, flight.requests, replies, strict=True):
+            told = reply.infos
+            if self._adds_its_own:
+                told = _with_empty(told, [row for row in range(len(rows)) if self._is_told(request.mask, row)])
+            for local_row, info, *_ in told:
                 infos = self._add_info(infos, info, rows.start + local_row)
         return self._observe([reply.observations for reply in replies]), infos
+
+    def _is_told(self, mask: Sequence[bool] | None, row: int) -> bool:
+        """Does the local class add an info of this row to those of a reset by mask?"""
+        return mask is None or mask[row]
 
     def _send_step(self, actions: Any) -> Flight:
         if not (self._array_actions and isinstance(actions, np.ndarray)):
@@ -155,16 +163,16 @@ class _RemoteRows(VectorEnv):
             concatenate(rewards),
             concatenate(terminations),
             concatenate(truncations),
-            self._infos(infos) if any(infos) else {},
+            self._infos(infos) if self._adds_its_own or any(infos) else {},
         )
 
     def _infos(self, parts: Sequence[Any]) -> dict[str, Any]:
-        adds_its_own = type(self)._add_info is not VectorEnv._add_info
-        if not adds_its_own and (joined := _joined(parts)) is not None:
+        if not self._adds_its_own and (joined := _joined(parts)) is not None:
             return joined
         infos: dict[str, Any] = {}
         for rows, part in zip(self._core.ranges, parts, strict=True):
-            for local_row, info, final in rows_of(part):
+            told = rows_of(part)
+            for local_row, info, final in _with_empty(told, range(len(rows))) if self._adds_its_own else told:
                 infos = self._add_row_info(infos, info, final, rows.start + local_row)
         return infos
 
@@ -335,6 +343,9 @@ class RemoteAsyncVectorEnv(_RemoteRows, AsyncVectorEnv):
         self._begin("set_attr")
         super().set_attr(name, values)
 
+    def _is_told(self, mask: Sequence[bool] | None, row: int) -> bool:
+        return True  # its worker answers with an empty one
+
     def _add_row_info(self, infos: dict, info: dict, final: Any, row: int) -> dict:
         if final is not None:
             info = {"final_info": final[1], "final_obs": final[0], **info}
@@ -375,6 +386,12 @@ class RemoteAsyncVectorEnv(_RemoteRows, AsyncVectorEnv):
         except Exception as error:
             _log_as_the_local_class_does(error)
             raise
+
+
+def _with_empty(told: Sequence[Any], rows: Iterable[int]) -> list[Any]:
+    """(row, info, final) of each of these local rows, which may have sent none, because it was empty."""
+    sent = {one[0]: one for one in told}
+    return [sent.get(row, (row, {}, None)) for row in rows]
 
 
 def _joined(parts: Sequence[Any]) -> dict[str, Any] | None:
