@@ -291,7 +291,7 @@ class VectorCore:
         self, seeds: Sequence[int | None], options: Sequence[Any] | None, mask: Sequence[bool] | None = None
     ) -> Flight:
         """Send resets; seeds, options and mask have one entry a row."""
-        self._owed.clear()
+        self._owed = {row: told for row, told in self._owed.items() if not (mask is None or mask[row])}
         self._seeds = [
             before if seed is None or not (mask is None or mask[row]) else seed
             for row, (seed, before) in enumerate(zip(seeds, self._seeds, strict=True))
