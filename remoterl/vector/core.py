@@ -220,6 +220,27 @@ class VectorCore:
             places.setdefault(part.runner.simulator, []).extend(part.rows)
         return places
 
+    def require_an_environment_each(self) -> None:
+        """Look for functions that returned an environment that another row has already.
+
+        Raises:
+            ValueError: as the local class does.
+            UnsupportedError: it would not, since each row is a process.
+        """
+        if sum(opened.distinct for opened in self.opened) == self.num_rows:
+            return
+        if self._semantics in m.A_PROCESS_EACH:
+            raise UnsupportedError(
+                f"Functions given to {self._semantics.value} returned an environment that another of its rows has. "
+                "Locally each row has a process, and so its own; on a simulator, rows share one. Make a new one "
+                "at every call (lambda: gym.make(...)), and keep it in no global name."
+            )
+        raise ValueError(
+            "You tried to create multiple environments, but the function to create them returned the same instance "
+            "instead of creating different objects. Replace `lambda: env` by a function that creates a new instance at "
+            "every call (using `gym.make()` for instance)."
+        )
+
     # ---- scatter and gather ------------------------------------------------------------------------------
 
     def scatter(

@@ -294,6 +294,7 @@ class RemoteAsyncVectorEnv(_RemoteRows, AsyncVectorEnv):
         self._state = AsyncState.DEFAULT
         self._flight: Flight | None = None
         context = multiprocessing.get_context(arguments["context"])  # raises for an unknown one, as locally
+        core.require_an_environment_each()
         self._attach(core, arguments)
         if arguments["shared_memory"]:
             _refuse_spaces_that_no_memory_can_share(self.single_observation_space, context)

@@ -40,13 +40,7 @@ class RemoteRows(VecEnv):
         self._flight: Flight | None = None
         self.actions: Any = None  # of the last step
         self.waiting = False  # was `step_async` called, and `step_wait` not yet?
-        distinct = sum(opened.distinct for opened in core.opened)
-        if distinct != core.num_rows:
-            raise ValueError(
-                "You tried to create multiple environments, but the function to create them returned the same "
-                "instance instead of creating different objects. Replace `lambda: env` by a function that creates "
-                "a new instance at every call (using `gym.make()` for instance)."
-            )
+        core.require_an_environment_each()
         first = core.opened[0]
         VecEnv.__init__(self, core.num_rows, first.observation_spaces[0], first.action_spaces[0])
         self.closed = False
