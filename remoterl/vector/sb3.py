@@ -33,6 +33,7 @@ class RemoteRows(VecEnv):
 
     _core: VectorCore
     _local_name: str
+    _kept: dict[int, dict[str, Any]] | None = None  # where they are kept: copies of the last step's infos, by row
 
     def set_up(self, core: VectorCore, arguments: Mapping[str, Any]) -> None:
         """In place of the local class's `__init__`, whose arguments these are."""
@@ -64,13 +65,10 @@ class RemoteRows(VecEnv):
 
     def step_async(self, actions: np.ndarray) -> None:
         self._assert_is_running()
-        self._require_one_each(actions)
-        self.actions = actions
-        self._flight, self.waiting = self._core.step(actions), True
-
-    def _require_one_each(self, actions: np.ndarray) -> None:
         if len(actions) != self.num_envs:
             raise ValueError(f"expected one action for each of the {self.num_envs} environments, got {len(actions)}")
+        self.actions = actions
+        self._flight, self.waiting = self._core.step(actions), True
 
     def step_wait(self) -> Any:
         """Wait for the step, wherever it was sent.
@@ -85,11 +83,15 @@ class RemoteRows(VecEnv):
         replies = self._core.gather(flight)
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
         observations, rewards, dones, _, all_infos, all_reset_infos = zip(*replies, strict=True)
+        if (kept := self._kept) is not None:
+            kept.clear()
         for rows, some_dones, some_infos, reset_infos in zip(
             self._core.ranges, dones, all_infos, all_reset_infos, strict=True
         ):
             for local_row, info, _ in rows_of(some_infos):
                 infos[rows.start + local_row] = info
+                if kept is not None:
+                    kept[rows.start + local_row] = info.copy()
                 if self._logs and some_dones[local_row] and "episode" in info:
                     self._logs[rows.start + local_row].write_row(info["episode"])
             for local_row, info in reset_infos:
@@ -216,23 +218,38 @@ class RemoteDummyVecEnv(RemoteRows, DummyVecEnv):
         self.keys, _, _ = obs_space_info(self.observation_space)  # raises for nested ones, as locally
         self.metadata = dict(core.opened[0].metadata)
         self._views = Views(core)
-        # Of the last step, for callbacks that read them; what is written to them goes nowhere.
+        # As the environments made them in the last step, for callbacks; what is written to them goes nowhere.
         self.buf_rews, self.buf_dones = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, np.bool_)
-        self.buf_infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        self._kept = {row: {} for row in range(self.num_envs)}
 
     def step_async(self, actions: np.ndarray) -> None:
         """Keep the actions: the environments step in `step_wait`, as locally."""
         self._assert_is_running()
-        self._require_one_each(actions)
         self.actions = actions
 
     def step_wait(self) -> Any:
+        """As `RemoteRows.step_wait`; of more actions than environments it takes the first ones.
+
+        Raises:
+            IndexError: there are fewer.
+        """
         self._assert_is_running()
         if self.actions is None:
             raise RemoteRLError("step_wait() was called without step_async() before it.")
+        if len(self.actions) < self.num_envs:
+            raise IndexError(
+                f"expected one action for each of the {self.num_envs} environments, got {len(self.actions)}"
+            )
         self._flight = self._core.step(self.actions)
-        observations, self.buf_rews, self.buf_dones, self.buf_infos = super().step_wait()
-        return observations, self.buf_rews, self.buf_dones, self.buf_infos
+        observations, rewards, dones, infos = super().step_wait()
+        self.buf_rews, self.buf_dones = rewards.copy(), dones.copy()  # a wrapper may write to those that it is given
+        return observations, rewards, dones, infos
+
+    @property
+    def buf_infos(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """Of the last step, as the environments made them: wrappers write to those that `step` returned."""
+        assert self._kept is not None
+        return [self._kept.get(row, {"TimeLimit.truncated": False}) for row in range(self.num_envs)]
 
     def _beside(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         first = parts[0].dtype  # the buffers' locally; further env runners' rows may have another
