@@ -214,10 +214,10 @@ class RowsStepped(NamedTuple):
 
 
 class RowsCalled(NamedTuple):
-    """One result a row that was asked. Arrays among the arguments come back as the call left them."""
+    """One result a row that was asked. Arrays among arguments that rows share come back as the last call left them."""
 
     results: list[Any]
-    arrays: list[list[np.ndarray]] | None = None
+    arrays: list[np.ndarray] | None = None
 
 
 def arrays_among(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[np.ndarray]:

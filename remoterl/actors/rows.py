@@ -10,6 +10,7 @@ Sources: Gymnasium 1.2 `SyncVectorEnv`, `AsyncVectorEnv`, `AutoresetMode`; Stabl
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import os
 import reprlib
@@ -61,9 +62,9 @@ class RowsError(Exception):
 OF_NO_EPISODE = frozenset(
     {
         "reset", "close", "spec", "metadata", "render_mode", "observation_space", "action_space", "has_wrapper_attr",
-        "set_wrapper_attr",
     }
 )  # fmt: skip
+LOOKS = frozenset({"render", "get_wrapper_attr", "has_wrapper_attr"})  # methods that leave an episode as it is
 
 
 class Rows(ABC):
@@ -77,6 +78,10 @@ class Rows(ABC):
         self.envs: list[Any] = [None] * len(factories)
         self._fresh_seeds: dict[int, int] = {}  # of revived rows, until their first reset
         self._bare: set[int] = set()  # revived rows that were never reset
+        # Those reset to be looked at: the seed, and what the reset returned; None once anything else was done to them.
+        self._dressed: dict[int, tuple[int | None, Any] | None] = {}
+        self._share = False  # has any row returned an array or dict that another one returned?
+        self._looks = len(factories) > 1  # is what rows return copied at once: they share, or may do so, after a reset
         try:
             self._each(range(len(factories)), lambda row: self.envs.__setitem__(row, _made(factories[row])))
         except RowsError:
@@ -113,7 +118,12 @@ class Rows(ABC):
     def revive(self, seeds: Sequence[int | None], observations: Any) -> None:
         """These rows take the place of lost ones, whose episodes have just been reported as over (see `ReviveRows`)."""
         self._fresh_seeds = {row: seed for row, seed in enumerate(seeds) if seed is not None}
-        self._bare = set(range(len(self)))
+        self._bare = set(range(len(self))) - self._dressed.keys()
+
+    def _look(self, returned: Sequence[Any], after_reset: bool = False) -> None:
+        """What rows return is not copied in further steps, unless they share it."""
+        self._share = self._share or _have_in_common(returned)
+        self._looks = self._share or (after_reset and len(self) > 1)
 
     def _dress(self, row: int) -> None:
         """Who looks at a revived row before it is reset sees the start of the episode that the reset will begin.
@@ -121,8 +131,35 @@ class Rows(ABC):
         Locally there is an ended episode to be rendered or asked about.
         """
         if row in self._bare:
+            seed = self._fresh_seeds.get(row)
+            with contextlib.suppress(Exception):  # without options, say: it is raised where the row is really reset
+                self._dressed[row] = seed, self.envs[row].reset(seed=seed)
             self._bare.discard(row)
-            self.envs[row].reset(seed=self._fresh_seeds.get(row))
+
+    def _touch(self, row: int) -> None:
+        """A call or an assignment may have changed it: the next reset is to see that, and not to be spared."""
+        if row in self._dressed:
+            self._dressed[row] = None
+
+    def _undress(self, row: int) -> None:
+        """Another reset comes: the episode that was only looked at ends here."""
+        if row in self._dressed:
+            del self._dressed[row]
+            for wrapper in _wrappers(self.envs[row]):
+                if isinstance(wrapper, _monitors()):
+                    wrapper.needs_reset = True  # or it may refuse
+
+    def _begin(self, row: int, **given: Any) -> Any:
+        """Reset a row; a revived one on its fresh seed, or with what came of it when it was looked at."""
+        seed = self._seed(row, given.get("seed"))
+        if seed is not None:
+            given["seed"] = seed
+        dressed = self._dressed.get(row)
+        if dressed is not None and dressed[0] == seed and not given.get("options"):
+            del self._dressed[row]
+            return dressed[1]
+        self._undress(row)
+        return self.envs[row].reset(**given)
 
     def _seed(self, row: int, seed: int | None) -> int | None:
         self._bare.discard(row)
@@ -146,22 +183,36 @@ class Rows(ABC):
     def call(
         self, rows: Iterable[int], name: str, arguments: Callable[[], Any], call: bool | None, target: Target
     ) -> RowsCalled:
-        """Read or call `name` on each row (numbers of the whole vector env); `arguments` makes them anew each time."""
-        arrays: list[list[np.ndarray]] = []
+        """Read or call `name` on each row (numbers of the whole vector env).
+
+        Args:
+            arguments: makes them anew, for each row that is a process.
+        """
+        shared = None if self.are_processes else arguments()
 
         def one(row: int) -> Any:
-            args, kwargs = arguments()
-            if name == "reset" and call is not False and not args:
-                if (seed := self._seed(row, kwargs.get("seed"))) is not None:
-                    kwargs["seed"] = seed
-            elif name.partition(".")[0] not in OF_NO_EPISODE:
+            args, kwargs = shared or arguments()
+            if name.partition(".")[0] not in OF_NO_EPISODE:
                 self._dress(row)
-            value = _value(self._attribute(row, name, target), name, args, kwargs, call)
-            arrays.append(arrays_among(args, kwargs))
-            return value
+            attribute = self._attribute(row, name, target)
+            if call or (call is None and callable(attribute)):
+                return attribute(*args, **self._about_to_call(row, name, args, kwargs))
+            return _read(attribute, name)
 
         results = self._each(self._local(rows), one)
-        return RowsCalled(results, arrays if any(arrays) else None)
+        return RowsCalled(results, arrays_among(*shared) or None if shared else None)
+
+    def _about_to_call(self, row: int, name: str, args: Any, kwargs: Any) -> Any:
+        """What becomes of the row's episode; returns the keyword arguments, with the seed of a revived row's reset."""
+        if name == "reset":
+            self._undress(row)
+            seed = self._seed(row, kwargs.get("seed"))
+            return kwargs if seed is None or args else {**kwargs, "seed": seed}
+        if name == "step":
+            self._dressed.pop(row, None)
+        elif name not in LOOKS:
+            self._touch(row)
+        return kwargs
 
     def _attribute(self, row: int, name: str, target: Target) -> Any:
         env, (first, *path) = self.envs[row], name.split(".")
@@ -182,6 +233,9 @@ class Rows(ABC):
 
         def one(row: int) -> None:
             env, value = self.envs[row], values[rows.index(self.row_numbers[row])]
+            if name.partition(".")[0] not in OF_NO_EPISODE:
+                self._dress(row)
+            self._touch(row)
             if path:
                 setattr(self._attribute(row, path, target), last, value)
             elif target is Target.WRAPPERS:
@@ -262,16 +316,19 @@ class GymnasiumRows(Rows):
         self, seeds: Sequence[int | None], options: Sequence[dict | None], mask: Sequence[bool] | None
     ) -> RowsReset:
         infos: list[tuple[int, dict[str, Any]]] = []
+        returned: list[Any] = []
 
         def one(row: int) -> None:
-            seed = self._seed(row, seeds[row])
-            self._observations[row], info = self.envs[row].reset(seed=seed, options=options[row])
+            observation, info = self._begin(row, seed=seeds[row], options=options[row])
+            returned.append((observation, info))
             if self._resets_begin_anew:
                 self._finished[row] = False
+            self._observations[row] = self._taken(observation)
             if info:
-                infos.append((row, info))
+                infos.append((row, self._info_taken(info)))
 
         self._each([row for row in range(len(self)) if mask is None or mask[row]], one)
+        self._look(returned, after_reset=True)
         try:
             return RowsReset(self._batch(), infos)
         except Exception as error:
@@ -285,14 +342,15 @@ class GymnasiumRows(Rows):
         observations, finished = self._observations, self._finished
         infos: list[tuple[int, dict[str, Any], Any]] = []
         errors: list[RowError] = []
+        returned: list[Any] = []
+        looks = self._looks
         next_step = self._mode == AutoresetMode.NEXT_STEP
         same_step = self._mode == AutoresetMode.SAME_STEP
         refuses = self._refuses_finished_rows and not next_step and not same_step
         for row, env in enumerate(self.envs):
             try:
                 if finished[row] and next_step:
-                    seed = self._seed(row, None)
-                    observations[row], info = env.reset() if seed is None else env.reset(seed=seed)
+                    observations[row], info = self._begin(row)
                 else:
                     if finished[row] and refuses:
                         raise AssertionError(
@@ -305,13 +363,19 @@ class GymnasiumRows(Rows):
                         info = self._final(info)
                         observations[row], reset_info = env.reset()
                         infos.append((row, reset_info, (observation, info)))
+                        if looks:
+                            self._take(row, infos, returned)
                         continue
                 if info:
                     infos.append((row, info, None))
+                if looks:
+                    self._take(row, infos, returned)
             except BaseException as error:
                 errors.append(self._row_error(row, error))
         if errors:
             raise RowsError(errors)
+        if looks:
+            self._look(returned)
         try:
             ends = _column(terminations + truncations, np.bool_)
             terminated_rows, truncated_rows = ends[:num_rows], ends[num_rows:]
@@ -333,9 +397,25 @@ class GymnasiumRows(Rows):
 
             self._name_misfits(error, fits)
 
-    def _final(self, info: Any) -> Any:
-        """An episode's last info, as it was before the reset: Gymnasium puts its arrays into others by then."""
+    def _take(self, row: int, infos: list[tuple[int, Any, Any]], returned: list[Any]) -> None:
+        """Copy at once what a row has returned, and note what it was."""
+        told = infos.pop() if infos and infos[-1][0] == row else None
+        returned.append((self._observations[row], told))
+        self._observations[row] = self._taken(self._observations[row])
+        if told is not None:
+            infos.append((row, self._info_taken(told[1]), self._taken(told[2])))
+
+    def _taken(self, value: Any) -> Any:
+        """What a row returned, before the next is stepped: the local class puts observations together at the end."""
+        return value
+
+    def _info_taken(self, info: Any) -> Any:
+        """The same of an info, whose arrays Gymnasium puts into others at once."""
         return _with_arrays(info, lambda array: array.copy())
+
+    def _final(self, info: Any) -> Any:
+        """An episode's last info, as it was before the reset."""
+        return self._info_taken(info)
 
     def _rewards(self, values: list[Any]) -> np.ndarray:
         return _column(values, np.float64)
@@ -387,17 +467,37 @@ class UnsharedAsyncRows(GymnasiumRows):
     _refuses_finished_rows = False
     _resets_begin_anew = False
 
+    def _taken(self, value: Any) -> Any:
+        return copy.deepcopy(value)  # the worker pickles it
+
+    def _info_taken(self, info: Any) -> Any:
+        return self._taken(info)
+
     def _final(self, info: Any) -> Any:
-        return info  # the worker pickles it after the reset
+        return info  # pickled after the reset
 
     def _rewards(self, values: list[Any]) -> np.ndarray:
         return np.array(values, dtype=np.float64)  # of rewards of shape (1,) two axes
+
+    def revive(self, seeds: Sequence[int | None], observations: Any) -> None:
+        super().revive(seeds, observations)
+        if observations is None:  # a reset of all rows comes next
+            self._finished = [False] * len(self)
 
 
 class AsyncRows(UnsharedAsyncRows):
     """Rows of an `AsyncVectorEnv`, which writes observations into memory of their space's type and size."""
 
     _resets_begin_anew = True
+
+    def reset(
+        self, seeds: Sequence[int | None], options: Sequence[dict | None], mask: Sequence[bool] | None
+    ) -> RowsReset:
+        zeros = iterate(batch_space(self._space, len(self)), copy.deepcopy(self._buffer)) if mask is not None else ()
+        for row, zero in enumerate(zeros):
+            if self._observations[row] is None:  # never reset: the memory is as it was made
+                self._observations[row] = zero
+        return super().reset(seeds, options, mask)
 
     def _stored(self, space: spaces.Space, value: Any) -> Any:
         """As Gymnasium's `write_to_shared_memory` does it: any type is cast, any shape of the right size will do."""
@@ -428,14 +528,17 @@ class StableBaselinesRows(Rows):
         self, seeds: Sequence[int | None], options: Sequence[dict | None], mask: Sequence[bool] | None
     ) -> RowsReset:
         infos: list[tuple[int, dict[str, Any]]] = []
+        returned: list[Any] = []
 
         def one(row: int) -> None:
             maybe_options = {"options": options[row]} if options[row] else {}
-            seed = self._seed(row, seeds[row])
-            self._observations[row], info = self.envs[row].reset(seed=seed, **maybe_options)
-            infos.append((row, info))
+            observation, info = self._begin(row, seed=seeds[row], **maybe_options)
+            returned.append((observation, info))
+            self._observations[row] = copy.deepcopy(observation)
+            infos.append((row, self._info_taken(info)))
 
         self._each(range(len(self)), one)
+        self._look(returned, after_reset=True)
         try:
             return RowsReset(self._batch(), infos)
         except Exception as error:
@@ -448,6 +551,8 @@ class StableBaselinesRows(Rows):
         infos: list[tuple[int, dict[str, Any], Any]] = []
         reset_infos: list[tuple[int, dict[str, Any]]] = []
         errors: list[RowError] = []
+        returned: list[Any] = []
+        looks = self._looks
         for row, env in enumerate(self.envs):
             try:
                 observation, rewards[row], terminated, truncated, info = env.step(actions[row])
@@ -458,13 +563,18 @@ class StableBaselinesRows(Rows):
                     if done:
                         info["terminal_observation"] = observation
                         observation, reset_info = env.reset()
-                        reset_infos.append((row, reset_info))
-                    infos.append((row, info, None))
+                        reset_infos.append((row, self._info_taken(reset_info) if looks else reset_info))
+                    infos.append((row, self._info_taken(info) if looks else info, None))
+                if looks:
+                    returned.append((observation, info))
+                    observation = copy.deepcopy(observation)
                 observations[row] = observation
             except BaseException as error:
                 errors.append(self._row_error(row, error))
         if errors:
             raise RowsError(errors)
+        if looks:
+            self._look(returned)
         try:
             if self._buffers:
                 columns = _column(rewards, np.float32), _column(dones, np.bool_)
@@ -482,6 +592,10 @@ class StableBaselinesRows(Rows):
                 _column([dones[row]], np.bool_)
 
             self._name_misfits(error, fits)
+
+    def _info_taken(self, info: Any) -> Any:
+        """What a row returned, before the next one is stepped: a process pickles it."""
+        return info if self._buffers else copy.deepcopy(info)
 
     def _batch(self, rooms: Sequence[np.ndarray] = ()) -> Any:
         free = self._own_rooms(rooms)
@@ -529,9 +643,8 @@ class WholeRows(Rows):
     def reset(
         self, seeds: Sequence[int | None], options: Sequence[dict | None], mask: Sequence[bool] | None
     ) -> RowsReset:
-        seed = self._seed(0, seeds[0])
         self._unstarted = False
-        [(observation, info)] = self._each([0], lambda row: self.envs[row].reset(seed=seed, options=options[0]))
+        [(observation, info)] = self._each([0], lambda row: self._begin(row, seed=seeds[0], options=options[0]))
         return RowsReset(observation, [(0, info)])
 
     def step(self, actions: Any, rooms: Sequence[np.ndarray] = ()) -> RowsStepped:
@@ -663,6 +776,29 @@ def _leaves(space: spaces.Space) -> list[tuple[Any, spaces.Space]]:
     return list(enumerate(space.spaces)) if isinstance(space, spaces.Tuple) else [(None, space)]
 
 
+def _have_in_common(returned: Iterable[Any]) -> bool:
+    """Have two rows returned one and the same array or dict, or views of one array?"""
+    seen: set[int] = set()
+    for value in returned:
+        own = set(_memories(value))
+        if not seen.isdisjoint(own):
+            return True
+        seen |= own
+    return False
+
+
+def _memories(value: Any) -> Iterator[int]:
+    """What of a value can be changed in place, by its id: arrays (of a view the one that it views), lists and dicts."""
+    if isinstance(value, np.ndarray):
+        while isinstance(value.base, np.ndarray):
+            value = value.base
+        yield id(value)
+    elif isinstance(value, (dict, list)) and value:
+        yield id(value)
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else ():
+        yield from _memories(inner)
+
+
 def _with_arrays(info: Any, made_of: Callable[[np.ndarray], Any]) -> Any:
     """An info, and dicts in it, with something else in place of each array."""
     if type(info) is not dict:
@@ -760,9 +896,7 @@ _SMALL_BYTES = 16_384  # what NumPy copies in no time: it is the look at each ar
 _SCALARS = frozenset({float, int, bool, np.float64, np.float32, np.bool_})
 
 
-def _value(attribute: Any, name: str, args: Any, kwargs: Any, call: bool | None) -> Any:
-    if call or (call is None and callable(attribute)):
-        return attribute(*args, **kwargs)
+def _read(attribute: Any, name: str) -> Any:
     if inspect.isroutine(attribute) or (callable(attribute) and not _travels(attribute)):
         return RemoteMethod(name)
     if isinstance(attribute, EnvSpec):
@@ -787,11 +921,17 @@ def _agreed(values: list[Any]) -> list[Any]:
 
 
 def _is_wrapped(env: Any, wrapper_class: type) -> bool:
-    classes: tuple[type, ...] = (wrapper_class,)
-    if wrapper_class is Monitor and (sb3s := sys.modules.get(SB3_MONITOR)) is not None:
-        classes += (sb3s.Monitor,)  # of an environment's own package, say: only in what a trainer sends it is replaced
+    classes = _monitors() if wrapper_class is Monitor else wrapper_class
+    return any(isinstance(wrapper, classes) for wrapper in _wrappers(env))
+
+
+def _monitors() -> Any:
+    """Ours, and SB3's: an environment's own package, say, has that. It is replaced in what a trainer sends alone."""
+    sb3s = sys.modules.get(SB3_MONITOR)
+    return (Monitor,) if sb3s is None else (Monitor, sb3s.Monitor)
+
+
+def _wrappers(env: Any) -> Iterator[Any]:
     while isinstance(env, gymnasium.Wrapper):
-        if isinstance(env, classes):
-            return True
+        yield env
         env = env.env
-    return False

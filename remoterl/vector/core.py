@@ -545,15 +545,16 @@ class VectorCore:
     ) -> list[Any]:
         """Call or read `name` on some rows (None: all); one result a row asked, in the order asked.
 
-        What a call writes into an array among the arguments is written here too, where one row was asked, and it would
-        be locally.
+        What calls write into an array among the arguments is written here too, where one env runner has all the rows
+        that were asked, and it would be locally.
         """
         arguments = ship((args, kwargs or {}))
-        is_shared = (self.num_rows if rows is None else len(rows)) == 1 and self._semantics not in m.A_PROCESS_EACH
+        asked_rows = set(range(self.num_rows)) if rows is None else {self._row(row) for row in rows}
+        is_in_one_place = any(asked_rows.issubset(part.rows) for part in self._parts)
 
         def write_back(reply: m.RowsCalled) -> None:
-            if is_shared and reply.arrays is not None:
-                for array, theirs in zip(m.arrays_among(args, kwargs or {}), reply.arrays[0], strict=True):
+            if is_in_one_place and reply.arrays is not None:
+                for array, theirs in zip(m.arrays_among(args, kwargs or {}), reply.arrays, strict=True):
                     if array.flags.writeable:
                         array[...] = theirs
 
