@@ -3,7 +3,8 @@
 Here they live in one process, and arrive in one pickle. So their functions are copied, with all that pickling copies: a
 dict of settings, a generator of random numbers. Classes and modules stay the same ones for all rows, and with them what
 classes hold and what their methods name, of which a copy would be out of their sight. So do large arrays: of a dataset,
-which is hardly ever written to, there may be no room for a copy a row.
+which is hardly ever written to, there may be no room for a copy a row. Where the rest is very large too, nothing is
+copied.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import dis
 import io
 import pickle
+import struct
 import sys
 from collections.abc import Iterator, Sequence
 from types import CodeType, FunctionType, ModuleType
@@ -24,42 +26,66 @@ from remoterl.shipping import Pickler, classes_by_value
 
 STAY = (type, ModuleType, CodeType)
 LARGE_BYTES = 1 << 20
+MOST_BYTES = 16 << 20  # of one function, pickled with all that it captured
 READS = frozenset({"LOAD_GLOBAL"})
 WRITES = frozenset({"STORE_GLOBAL", "DELETE_GLOBAL"})
 
 
 def apart(factories: Sequence[Any]) -> list[Any]:
-    """A copy of each; the same one again where it can't be copied."""
+    """A copy of each; the same one again where it can't be copied, and for all after one that is too large."""
     if len(factories) == 1:
         return list(factories)
-    shared = _held_by_classes()
-    return [_copied(factory, shared) for factory in factories]
+    held = list(_held_by_classes().values())
+    copies: list[Any] = []
+    for factory in factories:
+        try:
+            copies.append(_copied(factory, held))
+        except _TooLargeError as error:
+            logger.debug("rows share what %r captured: %s", factory, error)
+            break
+        except Exception as error:
+            logger.debug("rows share what %r captured: %s", factory, error)
+            copies.append(factory)
+    return [*copies, *factories[len(copies) :]]
 
 
-def _copied(factory: Any, shared: dict[int, Any]) -> Any:
-    try:
-        with io.BytesIO() as file:
-            _Copier(file, shared).dump(factory)
-            file.seek(0)
-            return _Loader(file, shared).load()
-    except Exception as error:
-        logger.debug("rows share what %r captured: %s", factory, error)
-        return factory
+def _copied(factory: Any, held: Sequence[Any]) -> Any:
+    with _File() as file:
+        file.write(_prelude(len(held)))
+        copier = _Copier(file, held)
+        copier.dump(factory)
+        file.seek(0)
+        loader = _Loader(file, held, copier.kept)
+        loader.load()
+        return loader.load()
+
+
+class _TooLargeError(Exception):
+    """A copy a row would take too much time and memory."""
+
+
+class _File(io.BytesIO):
+    def write(self, data: Any) -> int:
+        if self.tell() + memoryview(data).nbytes > MOST_BYTES:
+            raise _TooLargeError(f"it takes more than {MOST_BYTES} bytes")
+        return super().write(data)
 
 
 class _Copier(Pickler):
-    """Leaves out what is shared: objects by their id."""
+    """Leaves out what is shared: `held`, and what it finds and lists in `kept`, by its id.
 
-    def __init__(self, file: io.BytesIO, shared: dict[int, Any]) -> None:
+    What is held is in its memo from the start. To be asked for each object (`persistent_id`) takes long for a million.
+    """
+
+    def __init__(self, file: io.BytesIO, held: Sequence[Any]) -> None:
         super().__init__(file, protocol=5)
-        self._shared = shared
-
-    def persistent_id(self, obj: Any) -> int | None:
-        if isinstance(obj, STAY) or (type(obj) is np.ndarray and obj.nbytes >= LARGE_BYTES):
-            self._shared[id(obj)] = obj
-        return id(obj) if id(obj) in self._shared else None
+        self.memo = {id(value): (place, value) for place, value in enumerate(held)}
+        self.kept: dict[int, Any] = {}
 
     def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, STAY) or (type(obj) is np.ndarray and obj.nbytes >= LARGE_BYTES):
+            self.kept[id(obj)] = obj
+            return _kept, (id(obj),)
         reduced = super().reducer_override(obj)
         if isinstance(obj, FunctionType) and reduced is not NotImplemented and any(_globals_in(obj, WRITES)):
             raise pickle.PicklingError(f"{obj.__qualname__} sets global names, which methods may read")
@@ -67,12 +93,31 @@ class _Copier(Pickler):
 
 
 class _Loader(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, shared: dict[int, Any]) -> None:
+    def __init__(self, file: io.BytesIO, held: Sequence[Any], kept: dict[int, Any]) -> None:
         super().__init__(file)
-        self._shared = shared
+        self._held = held
+        self._kept = kept
 
-    def persistent_load(self, pid: int) -> Any:
-        return self._shared[pid]
+    def persistent_load(self, place: int) -> Any:
+        return self._held[place]
+
+    def find_class(self, module: str, name: str) -> Any:
+        is_ours = module == __name__ and name == _kept.__name__
+        return self._kept.__getitem__ if is_ours else super().find_class(module, name)
+
+
+def _kept(identity: int) -> Any:
+    """Stands in a pickle for what the loader looks up."""
+    raise pickle.UnpicklingError(f"{identity} is known to its own loader alone")
+
+
+def _prelude(count: int) -> bytes:
+    """A pickle of nothing, by which a loader gets so many objects into its memo; an unpickler's can't be set."""
+    puts = (
+        pickle.BININT + struct.pack("<i", place) + pickle.BINPERSID + pickle.MEMOIZE + pickle.POP
+        for place in range(count)
+    )
+    return b"".join([pickle.PROTO, b"\x05", *puts, pickle.NONE, pickle.STOP])
 
 
 def _held_by_classes() -> dict[int, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gymnasium.vector import AutoresetMode
 from ledger import LedgerEnv
 
 from remoterl import messages as m
+from remoterl.actors import apart as apart_module
 from remoterl.actors import rows as rows_module
 from remoterl.actors.apart import apart
 from remoterl.actors.env_runner import EnvRunner
@@ -131,6 +133,33 @@ def test_a_large_array_is_not_copied_for_each_row() -> None:
     small, large = np.zeros(9), np.zeros(200_000)
     copies = apart([lambda: (small, large)] * 2)
     assert copies[0]()[0] is not small and copies[0]()[1] is copies[1]()[1] is large
+
+
+def test_what_is_large_in_all_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, many = {"length": 7}, list(range(100_000))
+    small, large = lambda: (settings,), lambda: (settings, many)
+    assert all(one()[-1] is not many and one()[-1] == many for one in apart([large] * 2))
+    monkeypatch.setattr(apart_module, "MOST_BYTES", 100_000)
+    copies = apart([small, large, small])
+    assert copies[0]()[0] is not settings and copies[1:] == [large, small]
+
+
+def test_a_copy_looks_at_no_number_by_itself() -> None:
+    """A million of them would take a second a row."""
+    calls = []
+
+    def watch(frame: Any, event: str, _: Any) -> None:
+        if event == "call":
+            calls.append(frame.f_code.co_name)
+
+    many = list(range(10_000))
+    make: Any = lambda: many  # noqa: E731
+    sys.setprofile(watch)
+    try:
+        copies = apart([make] * 2)
+    finally:
+        sys.setprofile(None)
+    assert copies[0]() is not copies[1]() and len(calls) < 5_000
 
 
 SCRIPT = """
