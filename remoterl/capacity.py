@@ -124,7 +124,7 @@ class Grant:
     nodes: tuple[str, ...]
     reservation: str | None = None
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    _handed_out: set[int] = dataclasses.field(default_factory=set)
+    _handed_out: list[int] = dataclasses.field(default_factory=list)
 
     @classmethod
     def of(
@@ -150,11 +150,14 @@ class Grant:
         return [unit for unit, name in enumerate(names) if free.get(name, 0) >= 1]
 
     def take(self, at_most: int | None = None) -> list[int]:
-        """Free units, for actors that start right away: Ray's scheduler does not see those in there at once."""
+        """Free units, for actors that start right away: Ray's scheduler does not see those in there at once.
+
+        Each in its turn: first those that were never handed out, then those whose turn is the longest ago.
+        """
         free = self.free_units()
-        self._handed_out.intersection_update(free)
-        taken = ([unit for unit in free if unit not in self._handed_out] or free)[:at_most]
-        self._handed_out.update(taken)
+        given = [unit for unit in self._handed_out if unit in free]
+        taken = [*(unit for unit in free if unit not in given), *given][:at_most]
+        self._handed_out[:] = [*(unit for unit in given if unit not in taken), *taken]
         return taken
 
     def looked_at_again(self) -> Grant:
@@ -181,7 +184,7 @@ class Grant:
         remove_group(self.bundles[unit][0])
         bundles, nodes = list(self.bundles), list(self.nodes)
         del bundles[unit], nodes[unit]
-        return dataclasses.replace(self, bundles=tuple(bundles), nodes=tuple(nodes), _handed_out=set())
+        return dataclasses.replace(self, bundles=tuple(bundles), nodes=tuple(nodes), _handed_out=[])
 
     def _unit_of(self, strategy: Any) -> int | None:
         wanted = strategy.placement_group.id, strategy.placement_group_bundle_index

@@ -100,3 +100,16 @@ def test_a_unit_that_nobody_needs_is_let_go_alone(removed: list[Any]) -> None:
     left = grant.without(strategy(one))
     assert left.nodes == ("b",) and left.bundles == ((other, 0),) and removed == [one]
     assert left.without(strategy(one)) is left and removed == [one]
+
+
+def test_units_are_handed_out_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Ray sees who is in them, and to a second algorithm after the first has gone."""
+    free = [0, 1]
+    monkeypatch.setattr(Grant, "free_units", lambda _: free)
+    [group] = groups(1)
+    grant = Grant(((group, 0), (group, 1)), ("a", "a"), "reservation")
+    assert [grant.take(1) for _ in range(4)] == [[0], [1], [0], [1]]
+    free = [1]
+    assert grant.take(1) == [1]
+    free = [0, 1]
+    assert grant.take() == [0, 1]
