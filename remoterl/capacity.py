@@ -11,7 +11,7 @@ import math
 import random
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from remoterl.actors import simulator as simulators_view
 from remoterl.actors.reservations import Reservations, make_group, remove_group
 from remoterl.cluster.connection import connect
 from remoterl.config import find_address, find_api_key, positive_number
-from remoterl.errors import CapacityError, ConfigurationError, RemoteRLError, VersionMismatchError
+from remoterl.errors import CapacityError, ConfigurationError, HubLostError, RemoteRLError, VersionMismatchError
 
 RETRY_PERIOD_S = 0.5
 PROGRESS_PERIOD_S = 10.0
@@ -221,23 +221,35 @@ def take(reservation: str) -> Grant:
 
 
 def wait_for_autoscaler(
-    num_env_runners: int, labels: Mapping[str, str], deadline: float, stalled_s: float = math.inf
+    num_env_runners: int,
+    labels: Mapping[str, str],
+    deadline: float,
+    go_on: Callable[[], None],
+    stalled_s: float = math.inf,
 ) -> Grant | None:
     """Ask Ray for all these units, which makes its autoscaler start what is missing, and wait for them.
 
     A placement group each: Ray's autoscaler starts nothing for a group that is more than it may ever start.
 
+    Args:
+        go_on: called before each look; where it raises, all are given back.
+
     Returns:
         Those that are there at `deadline`, None where none is; nothing more is asked for then. None as well where for
         `stalled_s` nothing came: all are given back.
     """
-    pending = [make_group(1, labels) for _ in range(num_env_runners)]
+    import ray
+
+    pending: list[Any] = []
     there: list[Any] = []
     started = last = came = time.monotonic()
     at_most = f", {deadline - started:.0f} s at most" if math.isfinite(deadline) else ""
     shown = ""
     try:
+        for _ in range(num_env_runners):
+            pending.append(make_group(1, labels))
         while True:
+            go_on()
             created = _created()
             new = [group for group in pending if group.id.hex() in created]
             pending = [group for group in pending if group.id.hex() not in created]
@@ -258,13 +270,14 @@ def wait_for_autoscaler(
                     num_env_runners, now - started, at_most, progress,
                 )  # fmt: skip
             time.sleep(max(0.0, min(RETRY_PERIOD_S, deadline - now)))
-    except BaseException:
-        pending += there
+        return Grant.of(there) if there else None
+    except BaseException as error:
+        pending = [] if isinstance(error, HubLostError) else pending + there  # Ray would wait for the hub
         raise
     finally:
-        for group in pending:
-            remove_group(group)
-    return Grant.of(there) if there else None
+        if ray.is_initialized():  # otherwise Ray would start a cluster of its own on this machine
+            for group in pending:
+                remove_group(group)
 
 
 def _created() -> set[str]:
@@ -373,6 +386,7 @@ def require(
     needs: Mapping[str, float],
     what: str,
     timeout_s: float,
+    go_on: Callable[[], None],
     quiet_s: float = 0.0,
     labels: Mapping[str, str] | None = None,
     grant: Grant | None = None,
@@ -385,6 +399,7 @@ def require(
     Args:
         needs: Ray resource -> how much of it, all env runners and other actors of `what` together.
         timeout_s: how long to wait for what is missing.
+        go_on: called before each look; what it raises ends the waiting.
         quiet_s: how long nothing is said of it, because units were given back just now.
         labels: a selector; only units of simulators that match count.
         grant: a reservation, which all units are to come from instead.
@@ -395,15 +410,16 @@ def require(
     start = time.monotonic()
     deadline = start + timeout_s
     if grant is not None:
-        _require_granted(int(needs.get(directory.RESOURCE, 0)), grant, what, deadline)
+        _require_granted(int(needs.get(directory.RESOURCE, 0)), grant, what, deadline, go_on)
         needs = {name: amount for name, amount in needs.items() if name != directory.RESOURCE}
     waiting = False
+    go_on()
     while missing := _missing(needs, deadline, labels or {}):
         quiet = time.monotonic() < start + min(quiet_s, timeout_s / 2)
         if not quiet and is_autoscaling():
             logger.info("%s: %s. The autoscaler starts what is missing.", what, missing)
             if units := int(needs.get(directory.RESOURCE, 0)):
-                _wait_without_end(units, labels or {})
+                _wait_without_end(units, labels or {}, go_on)
             return
         if time.monotonic() >= deadline:
             raise CapacityError(
@@ -415,13 +431,14 @@ def require(
             waiting = True
             logger.info("%s: %s. Waiting up to %.0f s ...", what, missing, timeout_s)
         time.sleep(RETRY_PERIOD_S)
+        go_on()
 
 
-def _wait_without_end(units: int, labels: Mapping[str, str]) -> None:
+def _wait_without_end(units: int, labels: Mapping[str, str], go_on: Callable[[], None]) -> None:
     """Until so many units were free at once; two trainers that hold what the other lacks let each other through."""
     while True:
         patience_s = _chance.uniform(1.0, 1.5) * STALLED_S
-        if grant := wait_for_autoscaler(units, labels, math.inf, patience_s):
+        if grant := wait_for_autoscaler(units, labels, math.inf, go_on, patience_s):
             grant.give_back()
             return
         logger.info(
@@ -429,13 +446,16 @@ def _wait_without_end(units: int, labels: Mapping[str, str]) -> None:
             "again.",
             patience_s, units,
         )  # fmt: skip
-        time.sleep(_chance.uniform(0.5, 1.0) * PROGRESS_PERIOD_S)
+        again_at = time.monotonic() + _chance.uniform(0.5, 1.0) * PROGRESS_PERIOD_S
+        while time.monotonic() < again_at:
+            go_on()
+            time.sleep(RETRY_PERIOD_S)
 
 
 _chance = random.Random()  # not the script's, which it may have seeded
 
 
-def _require_granted(wanted: int, grant: Grant, what: str, deadline: float) -> None:
+def _require_granted(wanted: int, grant: Grant, what: str, deadline: float, go_on: Callable[[], None]) -> None:
     """Wait until so many reserved units are free: those of env runners that have just ended will be."""
     total = len(grant.nodes)
     while wanted > total or (free := len(grant.free_units())) < wanted:
@@ -446,6 +466,7 @@ def _require_granted(wanted: int, grant: Grant, what: str, deadline: float) -> N
                 "(num_env_runners, evaluation_num_env_runners), stop another algorithm, or reserve more."
             )
         time.sleep(RETRY_PERIOD_S)
+        go_on()
 
 
 def _missing(needs: Mapping[str, float], deadline: float, labels: Mapping[str, str]) -> str:

@@ -35,13 +35,22 @@ PING_S = 2.0  # for simulators that may be as dead as the env runner that is rep
 class Fleet:
     """The env runners of one session.
 
+    Args:
+        go_on: called before each look at the cluster; what it raises ends the waiting.
+
     Attributes:
         runners: those that were placed and not let go, the lost ones included until they are replaced.
         channels: which channels they have, in words.
         restarts: how many were replaced.
     """
 
-    def __init__(self, config: TrainerConfig, info: m.TrainerInfo, garbage: SimpleQueue[Any]) -> None:
+    def __init__(
+        self,
+        config: TrainerConfig,
+        info: m.TrainerInfo,
+        garbage: SimpleQueue[Any],
+        go_on: Callable[[], None] = lambda: None,
+    ) -> None:
         self.runners: list[RunnerLink] = []
         self.channels = ""
         self.restarts = 0
@@ -49,6 +58,7 @@ class Fleet:
         self._reservation = config.reservation
         self._info = info
         self._garbage = garbage
+        self._go_on = go_on
         self._grant: capacity.Grant | None = None
         self._actors: list[Any] = []
         self._streams: Streams | None = None
@@ -94,6 +104,7 @@ class Fleet:
         if self.reserved is not None:
             while not (units := self.reserved.take(at_most)) and time.monotonic() + RETRY_PERIOD_S < deadline:
                 time.sleep(RETRY_PERIOD_S)
+                self._go_on()
             if not units:
                 raise _all_in_use(self.reserved)
             return self._create_granted(self.reserved.looked_at_again(), deadline, units)
@@ -101,10 +112,11 @@ class Fleet:
         waited = False
         wanted = self._config.total_env_runners if at_most is None else at_most
         while True:
+            self._go_on()
             simulators = directory.find_simulators(deadline, labels=labels)
             free = capacity.free_units(simulators, deadline)
             if not waited and not self.runners and sum(free.values()) < wanted and capacity.is_autoscaling():
-                grant = capacity.wait_for_autoscaler(wanted, labels, deadline)
+                grant = capacity.wait_for_autoscaler(wanted, labels, deadline, self._go_on)
                 if grant is not None:
                     return self._create_granted(grant, deadline) and self._say_whether_fewer(wanted)
                 self._autoscaler_was_late = True
@@ -397,6 +409,7 @@ class Fleet:
         """An env runner for the first of the batch at least, in its order; none where time ran out."""
         unit_is_back_by = min(time.monotonic() + UNIT_BACK_S, deadline - 2 * RETRY_PERIOD_S)
         while not self._ended:
+            self._go_on()
             ping_by = min(deadline, time.monotonic() + PING_S)
             if self._grant is not None:
                 self._grant = self._grant.looked_at_again()

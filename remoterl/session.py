@@ -102,6 +102,7 @@ class Session:
         self._hub_lost: HubLostError | None = None
         self._lock = threading.RLock()
         self._placing = threading.RLock()
+        self._making_room = threading.RLock()
         self._building = threading.RLock()  # held while an algorithm of RLlib's takes what was found free for it
         self.info = m.TrainerInfo(
             session_id=uuid.uuid4().hex[:12],
@@ -109,7 +110,7 @@ class Session:
             host=socket.gethostname(),
             pid=os.getpid(),
         )
-        self.fleet = Fleet(config, self.info, self._garbage)
+        self.fleet = Fleet(config, self.info, self._garbage, self._go_on)
 
     @property
     def runners(self) -> list[RunnerLink]:
@@ -311,7 +312,7 @@ class Session:
             self._require_hub()
             self._used = True
             if needs:
-                with self._lock:
+                with self._making_room:
                     self._make_room(needs, what, rows_here)
             before, self._at_most = self._at_most, 1
             try:
@@ -323,8 +324,15 @@ class Session:
         freed = self.let_go_idle()
         units = needs.get(directory.RESOURCE, 0) + (rows_here and not self.fleet.living())
         needs = {**needs, directory.RESOURCE: units}
-        patience = {"timeout_s": self._config.timeout_s, "quiet_s": KILL_S if freed else 0.0}
-        capacity.require(needs, what, **patience, labels=self.labels, grant=self.fleet.reserved)
+        capacity.require(
+            needs,
+            what,
+            self._config.timeout_s,
+            self._go_on,
+            quiet_s=KILL_S if freed else 0.0,
+            labels=self.labels,
+            grant=self.fleet.reserved,
+        )
 
     def let_go_idle(self) -> bool:
         """See `patches.backend.Backend.let_go_idle`."""
@@ -342,6 +350,7 @@ class Session:
             return None
         deadline = time.monotonic() + self._config.timeout_s
         while True:
+            self._go_on()
             simulators = directory.find_simulators(deadline, labels=self.labels)
             free, total = sum(capacity.free_units(simulators, deadline).values()), sum(one.units for one in simulators)
             if free == total or time.monotonic() >= self._freed_until:
@@ -434,6 +443,18 @@ class Session:
                 self._lose_the_hub("Ray has lost its connection to it" if self._watch is None else self._watch.why())
                 self._require_hub()
             raise
+
+    def _go_on(self) -> None:
+        """Before each look of who waits for units: not once the session is closed, and not for a hub that is lost.
+
+        In-cluster, Ray itself would wait for it for an hour.
+        """
+        hub_answers = self._watch is None or self._watch.answers()
+        if self._closed:
+            raise RemoteRLError("The session was closed while units were waited for.")
+        if self._watch is not None and not hub_answers:
+            self._lose_the_hub(self._watch.why())
+        self._require_hub()
 
     def _require_hub(self) -> None:
         if self._hub_lost is not None:
@@ -555,6 +576,7 @@ class Session:
                 return
             self._closed = True
         try:
+            self._let_waiting_end()
             self._unpatch()
             if self._hub_lost is None and self._watch is not None and not self._watch.answers_now():
                 self._lose_the_hub(self._watch.why())
@@ -591,6 +613,13 @@ class Session:
                 "ray.shutdown() has ended remoterl's session: environments are made on this machine from here on."
             )
         return True
+
+    def _let_waiting_end(self) -> None:
+        """Other threads that wait for units see it, before the connection is gone: Ray would start a cluster here."""
+        deadline = time.monotonic() + CLOSE_TIMEOUT_S
+        for lock in (self._making_room, self._placing):
+            if lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                lock.release()
 
     def forget_in_child(self) -> None:
         """In a forked child: everything is local again, and the parent's connection is not touched."""
