@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any, NamedTuple, cast
 
@@ -21,7 +21,7 @@ from remoterl.actors.env_runner import EnvRunner
 from remoterl.channels.opening import open_channels
 from remoterl.channels.stream import Streams
 from remoterl.config import TrainerConfig
-from remoterl.errors import CapacityError, EnvRunnerLostError, RemoteRLError
+from remoterl.errors import CapacityError, EnvRunnerLostError, HubLostError, RemoteRLError
 from remoterl.placement import plan
 from remoterl.vector.core import RunnerLink
 
@@ -151,28 +151,68 @@ class Fleet:
     def _create_granted(self, grant: capacity.Grant, deadline: float, units: Sequence[int] | None = None) -> bool:
         """Env runners on units that are this trainer's already; nodes that the autoscaler just started among them.
 
-        `units`: which of them; all where nothing is said.
+        Units that stay without one are given back, but for those of a reservation.
+
+        Args:
+            units: which of them; all where nothing is said.
         """
         self._grant = grant
-        wanted = {unit: grant.nodes[unit] for unit in (range(len(grant.nodes)) if units is None else units)}
-        by_node: dict[str, directory.SimulatorHandle] = {}
-        up_by = max(deadline, time.monotonic() + ENV_RUNNER_START_S)
-        while not by_node.keys() >= set(wanted.values()) and time.monotonic() < up_by:
-            by_node = {simulator.node_id: simulator for simulator in directory.find_simulators(up_by)}
-            time.sleep(0 if by_node.keys() >= set(wanted.values()) else RETRY_PERIOD_S)
-        places = [(by_node[node], grant.strategy(unit)) for unit, node in wanted.items() if node in by_node]
-        self.runners += self._create(places, deadline)
-        if not self.runners:
-            self._say_why_there_is_none(list(by_node.values()))
-        elif len(self.runners) < len(wanted):
-            logger.warning("%d env runners were granted, only %d came up.", len(wanted), len(self.runners))
-        return bool(self.runners)
+        strategies = {unit: grant.strategy(unit) for unit in (range(len(grant.nodes)) if units is None else units)}
+        try:
+            self._grant, by_node = self._simulators_of(grant, strategies, max(deadline, _after(ENV_RUNNER_START_S)))
+            nodes = {unit: self._grant.nodes[unit] for unit in strategies}
+            places = [(by_node[nodes[unit]], how) for unit, how in strategies.items() if nodes[unit] in by_node]
+            came_up = self._create(places, deadline)
+        except HubLostError:  # Ray would wait for it
+            raise
+        except BaseException:
+            self._give_back_unless_reserved()
+            raise
+        self.runners += came_up
+        if not came_up:
+            self._say_why_there_is_none(list(by_node.values()), granted=len(strategies))
+            self._give_back_unless_reserved()
+        elif len(came_up) < len(strategies):
+            logger.warning("%d env runners were granted, only %d came up.", len(strategies), len(came_up))
+            for strategy in strategies.values():
+                if all(one.strategy is not strategy for one in came_up):
+                    self._let_go_of_unit(strategy)
+        return bool(came_up)
 
-    def _say_why_there_is_none(self, simulators: Sequence[directory.SimulatorHandle]) -> None:
+    def _simulators_of(
+        self, grant: capacity.Grant, units: Collection[int], up_by: float
+    ) -> tuple[capacity.Grant, dict[str, directory.SimulatorHandle]]:
+        """The grant with the nodes of now, and the simulators where these units are, by node.
+
+        Ray moves units of a simulator that is gone, where it can. Once others answer, one that is gone is waited for no
+        longer than an env runner takes to start.
+        """
+        patient_until = _after(ENV_RUNNER_START_S)
+        while True:
+            self._go_on()
+            grant = grant.looked_at_again()
+            wanted = {grant.nodes[unit] for unit in units}
+            there = {one.node_id: one for one in directory.find_simulators(up_by, among=wanted)}
+            missing = wanted - there.keys()
+            now = time.monotonic()
+            if there and now >= patient_until:
+                missing &= {node["NodeID"] for node in directory.simulator_nodes()}
+            if not missing or now >= up_by:
+                return grant, there
+            time.sleep(RETRY_PERIOD_S)
+
+    def _say_why_there_is_none(self, simulators: Sequence[directory.SimulatorHandle], granted: int = 0) -> None:
+        """`granted`: so many units were to have one."""
         labels = self._config.labels
         if self._last_failure:
             logger.error("No env runner could be started; the last one failed with: %s", self._last_failure)
-        elif simulators and (free := sum(capacity.free_units(simulators, time.monotonic() + PING_S).values())):
+        elif granted and not simulators:
+            logger.error(
+                "No env runner could be started: no simulator with any of the %d units that were granted answers. "
+                "`remoterl status` shows those that do.",
+                granted,
+            )
+        elif simulators and (free := granted or sum(capacity.free_units(simulators, _after(PING_S)).values())):
             logger.error(
                 "No env runner came up in time, although %d units of the %d simulators are free: its process starts "
                 "too slowly, or not at all. Look at the simulators' output, and give init() a longer timeout_s.",
@@ -375,7 +415,7 @@ class Fleet:
                 )
             for one in batch[: len(found)]:
                 if all(each.strategy is not one.strategy for each in (*found, *self.runners)):
-                    self._let_go_of_unit(one)
+                    self._let_go_of_unit(one.strategy)
             return found[0]
 
     def _ask_for_causes(self, lost: Sequence[RunnerLink]) -> None:
@@ -458,8 +498,8 @@ class Fleet:
         idle = [runner for runner in self.runners if runner.rows == 0]
         for runner in idle:
             self.let_go(runner)
-        if not self.runners and self.reserved is None:
-            self._give_back()
+        if not self.runners:
+            self._give_back_unless_reserved()
         return bool(idle)
 
     def let_go(self, runner: RunnerLink) -> None:
@@ -467,12 +507,12 @@ class Fleet:
         if runner in self.runners:
             self.runners.remove(runner)
         self.give_up(runner)
-        self._let_go_of_unit(runner)
+        self._let_go_of_unit(runner.strategy)
 
-    def _let_go_of_unit(self, runner: RunnerLink) -> None:
+    def _let_go_of_unit(self, strategy: Any) -> None:
         """What the autoscaler gave for this env runner is free for others again; a reservation stays whole."""
-        if self._grant is not None and self._grant.reservation is None and runner.strategy is not None:
-            self._grant = self._grant.without(runner.strategy)
+        if self._grant is not None and self._grant.reservation is None and strategy is not None:
+            self._grant = self._grant.without(strategy)
 
     def give_up(self, runner: RunnerLink) -> None:
         """End one env runner, stuck as it may be; to whoever has rows there, it is lost."""
@@ -501,6 +541,10 @@ class Fleet:
     def _let_go_of_memory(self) -> None:
         if self._streams is not None and self._streams.memory is not None:
             self._streams.memory.close()
+
+    def _give_back_unless_reserved(self) -> None:
+        if self.reserved is None:
+            self._give_back()
 
     def _give_back(self) -> None:
         import ray
@@ -580,6 +624,10 @@ def _places(
 def knows(ids: frozenset[str] | Mapping[str, Any], env_id: str) -> bool:
     """Is the id, or (for an id without a version) any version of it, among these?"""
     return env_id in ids or any(known.rpartition("-v")[0] == env_id for known in ids)
+
+
+def _after(seconds: float) -> float:
+    return time.monotonic() + seconds
 
 
 def _num_nodes() -> int:

@@ -297,9 +297,12 @@ class Session:
         """See `patches.backend.Backend.simulators_know`."""
         self._require_hub()
         deadline, reserved = time.monotonic() + self._config.timeout_s, self.fleet.reserved
-        simulators = directory.find_simulators(deadline, labels=self.labels if reserved is None else None)
-        if reserved is not None:
-            simulators = [each for each in simulators if each.node_id in reserved.nodes]
+        if reserved is None:
+            simulators = directory.find_simulators(deadline, labels=self.labels)
+        else:
+            simulators = directory.find_simulators(deadline, among=reserved.looked_at_again().nodes)
+        if not simulators:  # of those that are still to come (an autoscaler's, say) nobody can tell
+            return env_id not in trainers_registry
         lacking = [each.name for each in simulators if not knows(each.info.environments, env_id)]
         if lacking and env_id not in trainers_registry:
             raise self._unknown(env_id, simulators)

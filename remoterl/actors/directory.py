@@ -7,7 +7,7 @@ of either kind.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,18 +49,20 @@ def find_simulators(
     create: bool = True,
     labels: Mapping[str, str] | None = None,
     refuse_others: bool = True,
+    among: Container[str] | None = None,
 ) -> list[SimulatorHandle]:
     """Every simulator that answers until `deadline` (`time.monotonic()`); those that don't are left out, with a line.
 
-    `labels` (a selector, see `labels`) leaves out those that don't match. A node that has no `Simulator` actor yet gets
-    one, unless `create` is False: then it is left out.
+    `labels` (a selector, see `labels`) leaves out those that don't match, `among` those that it has no node id of. A
+    node that has no `Simulator` actor yet gets one, unless `create` is False: then it is left out.
 
     Raises:
         VersionMismatchError: a simulator runs another version of remoterl. Without `refuse_others` it is left out.
     """
     import ray
 
-    found = [(node, actor) for node in simulator_nodes(labels) if (actor := _actor_of(node, create)) is not None]
+    nodes = [node for node in simulator_nodes(labels) if among is None or node["NodeID"] in among]
+    found = [(node, actor) for node in nodes if (actor := _actor_of(node, create)) is not None]
     versions = [actor.ping.remote() for _, actor in found]
     infos = [actor.describe.remote() for _, actor in found]
     deadline = min(deadline or float("inf"), time.monotonic() + PING_TIMEOUT_S)

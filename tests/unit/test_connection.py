@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray._private import client_mode_hook
@@ -14,10 +15,11 @@ from typer.testing import CliRunner
 import remoterl
 from remoterl import messages
 from remoterl._logging import ensure_visible, logger
+from remoterl.actors import directory
 from remoterl.cli import app
 from remoterl.cluster import auth, connection
 from remoterl.config import make_config, parse_address
-from remoterl.errors import CapacityError, HubLostError, RemoteRLError
+from remoterl.errors import CapacityError, HubLostError, RemoteRLError, UnknownEnvironmentError
 from remoterl.fleet import Fleet
 from remoterl.session import Session
 
@@ -132,3 +134,22 @@ def test_lines_are_not_doubled_where_the_script_shows_them(monkeypatch: pytest.M
     assert handler.filter(record)
     root.addHandler(logging.NullHandler())
     assert not handler.filter(record)
+
+
+def test_what_nobody_is_asked_for_goes_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before an autoscaler has started a simulator, or where a reservation was before its simulator died."""
+    session = Session(connection.Connection("driver", "hub:6379", None, lambda: None), make_config(**DEFAULTS))
+    simulator = SimpleNamespace(name="b", info=SimpleNamespace(environments=frozenset({"CartPole-v1"})))
+    there: dict[str, Any] = {}
+    monkeypatch.setattr(
+        directory,
+        "find_simulators",
+        lambda *_, labels=None, among=there: [there[node] for node in there if node in among],
+    )
+    assert not session.simulators_know("CartPole-v1") and session.simulators_know("TheirsAlone-v0")
+    there["b"] = simulator
+    moved = SimpleNamespace(nodes=["b"])
+    session.fleet._grant = SimpleNamespace(reservation="r", nodes=["a"], looked_at_again=lambda: moved)  # type: ignore[assignment]
+    assert session.simulators_know("CartPole-v1")
+    with pytest.raises(UnknownEnvironmentError):
+        session.simulators_know("TheirsAlone-v0")

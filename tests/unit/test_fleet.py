@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from test_reservations_actor import Group
 
 from remoterl import capacity, fleet
 from remoterl.capacity import Grant
+from remoterl.errors import HubLostError
 from remoterl.fleet import Fleet
 
 
@@ -113,3 +118,71 @@ def test_units_are_handed_out_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert grant.take(1) == [1]
     free = [0, 1]
     assert grant.take() == [0, 1]
+
+
+class Granted:
+    """A fleet with a unit that was granted on each of these nodes; a simulator on each of `there` answers."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, *nodes: str, there: str, reservation: str | None = None
+    ) -> None:
+        self.grant = Grant(tuple((group, 0) for group in groups(len(nodes))), nodes, reservation)
+        self.fleet = Fleet(SimpleNamespace(labels={}, reservation=None), None, SimpleQueue())  # type: ignore[arg-type]
+        self.create: Any = lambda places: [SimpleNamespace(node_id=at.node_id, strategy=how) for at, how in places]
+        self.moves_to = nodes
+
+        def look(grant: Grant) -> Grant:
+            return dataclasses.replace(grant, nodes=self.moves_to)
+
+        def find(deadline: float, among: set[str]) -> list[Any]:
+            return [simulator(node) for node in there if node in among]
+
+        monkeypatch.setattr(ray, "is_initialized", lambda: True)
+        monkeypatch.setattr(Grant, "looked_at_again", look)
+        monkeypatch.setattr(fleet.directory, "find_simulators", find)
+        monkeypatch.setattr(fleet.directory, "simulator_nodes", lambda: [{"NodeID": node} for node in "ab"])
+        monkeypatch.setattr(fleet, "RETRY_PERIOD_S", 0.0)
+        monkeypatch.setattr(self.fleet, "_create", lambda places, deadline: self.create(places))
+
+    def place(self) -> bool:
+        return self.fleet._create_granted(self.grant, time.monotonic() + 3600)
+
+    def placed(self) -> list[str]:
+        return [runner.node_id for runner in self.fleet.runners]
+
+
+def test_a_granted_unit_that_ray_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = Granted(monkeypatch, "gone", "b", there="bc")
+    there.moves_to = ("c", "b")
+    assert there.place() and there.placed() == ["c", "b"]
+
+
+@pytest.mark.parametrize("reservation", [None, "reservation"])
+def test_a_granted_unit_that_is_gone_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, removed: list[Any], reservation: str | None
+) -> None:
+    monkeypatch.setattr(fleet, "ENV_RUNNER_START_S", 0.0)
+    there = Granted(monkeypatch, "gone", "b", there="b", reservation=reservation)
+    assert there.place() and there.placed() == ["b"]
+    assert removed == ([] if reservation else [there.grant.bundles[0][0]])
+
+
+@pytest.mark.parametrize("reservation", [None, "reservation"])
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt, HubLostError])
+def test_granted_units_without_env_runners_are_given_back(
+    monkeypatch: pytest.MonkeyPatch, removed: list[Any], reservation: str | None, error: type[BaseException] | None
+) -> None:
+    """A reservation stays its session's, and nobody asks a hub that is lost."""
+
+    def create(places: Any) -> list[Any]:
+        if error is not None:
+            raise error
+        return []
+
+    there = Granted(monkeypatch, "a", "b", there="ab", reservation=reservation)
+    there.create = create
+    with pytest.raises(error) if error is not None else nullcontext():
+        assert not there.place()
+    kept = reservation is not None or error is HubLostError
+    assert removed == ([] if kept else [group for group, _ in there.grant.bundles])
+    assert (there.fleet._grant is None) is not kept
