@@ -21,7 +21,7 @@ from remoterl.actors.env_runner import EnvRunner
 from remoterl.channels.opening import open_channels
 from remoterl.channels.stream import Streams
 from remoterl.config import TrainerConfig
-from remoterl.errors import CapacityError, EnvRunnerLostError, HubLostError, RemoteRLError
+from remoterl.errors import CapacityError, EnvRunnerLostError, HubLostError, RemoteRLError, VersionMismatchError
 from remoterl.placement import plan
 from remoterl.vector.core import RunnerLink
 
@@ -65,6 +65,7 @@ class Fleet:
         self._last_failure = ""  # of an env runner that did not come up
         self._autoscaler_was_late = False
         self._told_differ: set[str] = set()  # simulators
+        self._other_version: set[str] = set()  # nodes where another version was installed since the session began
         self._ended = False
         self._lock = threading.RLock()
 
@@ -298,7 +299,9 @@ class Fleet:
                     self._last_failure = f"{str(error).strip().splitlines()[-1]} (on simulator {name})"
                 self._kill(one.actor)
                 continue
-            directory.check_version(info.speaks, name)  # its node's code may be newer than the simulator
+            if not self._speaks_the_same(one, info):
+                self._kill(one.actor)
+                continue
             self._say_whether_gymnasium_differs(one.simulator)
             up.append((one, info))
         if self._streams is None:
@@ -328,6 +331,22 @@ class Fleet:
             )
             for (one, info), channel in zip(up, channels, strict=True)
         ]
+
+    def _speaks_the_same(self, started: _Started, info: m.EnvRunnerInfo) -> bool:
+        """Its node's code may be newer than the simulator; one that is to replace another goes elsewhere then.
+
+        Raises:
+            VersionMismatchError: it would be the first of the session's.
+        """
+        try:
+            directory.check_version(info.speaks, started.simulator.name)
+        except VersionMismatchError as error:
+            if not self.runners:
+                raise
+            self._other_version.add(started.simulator.node_id)
+            logger.warning("The simulator %s is left out: %s", started.simulator.name, error)
+            return False
+        return True
 
     def _outrun(self, late: Sequence[_Started]) -> list[_Started]:
         """Those whose unit another trainer's env runner has taken since it was looked at, while others are free.
@@ -456,7 +475,8 @@ class Fleet:
             labels = self._config.labels if self.reserved is None else self.reserved.labels
             simulators = directory.find_simulators(ping_by, labels=labels, refuse_others=False)
             free = capacity.free_units(simulators, ping_by)
-            places = _places(batch, simulators, free, self._grant, [one.strategy for one in self.living()])
+            usable = [one for one in simulators if one.node_id not in self._other_version]
+            places = _places(batch, usable, free, self._grant, [one.strategy for one in self.living()])
             up = self._create(places, min(deadline, time.monotonic() + ENV_RUNNER_START_S)) if places else []
             up.sort(key=can_make, reverse=True)
             if up and can_make(up[0]):

@@ -13,8 +13,9 @@ import ray
 from test_reservations_actor import Group
 
 from remoterl import capacity, fleet
+from remoterl._protocol import spoken
 from remoterl.capacity import Grant
-from remoterl.errors import HubLostError
+from remoterl.errors import HubLostError, VersionMismatchError
 from remoterl.fleet import Fleet
 
 
@@ -186,3 +187,26 @@ def test_granted_units_without_env_runners_are_given_back(
     kept = reservation is not None or error is HubLostError
     assert removed == ([] if kept else [group for group, _ in there.grant.bundles])
     assert (there.fleet._grant is None) is not kept
+
+
+def test_another_version_on_a_simulator(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Installed there while a session runs, for env runners that start later: they go elsewhere, once it is known."""
+    trainers = Fleet(SimpleNamespace(labels={}, reservation=None), None, SimpleQueue())  # type: ignore[arg-type]
+    started = fleet._Started(simulator("a"), None, None)
+    other, same = SimpleNamespace(speaks="0.0.1"), SimpleNamespace(speaks=spoken())
+    with pytest.raises(VersionMismatchError):
+        trainers._speaks_the_same(started, other)  # type: ignore[arg-type]
+    trainers.runners = [lost("a")]
+    assert trainers._speaks_the_same(started, same)  # type: ignore[arg-type]
+    assert not trainers._speaks_the_same(started, other)  # type: ignore[arg-type]
+    assert "The simulator a is left out" in caplog.text and "0.0.1" in caplog.text
+
+    def create(where: Any, deadline: float) -> list[Any]:
+        return [SimpleNamespace(node_id=one.node_id) for one, _ in where]
+
+    monkeypatch.setattr(fleet.directory, "find_simulators", lambda *_, **__: [simulator("a"), simulator("b")])
+    monkeypatch.setattr(capacity, "free_units", lambda *_: {"a": 1, "b": 1})
+    monkeypatch.setattr(trainers, "_create", create)
+    monkeypatch.setattr(trainers, "living", list)
+    [new] = trainers._find_places([lost("a")], time.monotonic() + 60, lambda _: True)
+    assert new.node_id == "b"
