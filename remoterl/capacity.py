@@ -171,14 +171,9 @@ class Grant:
         group, bundle = self.bundles[unit]
         return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
 
-    def node_of(self, strategy: Any) -> str | None:
-        """Where the unit of this strategy is; None while it is nowhere, and for a unit that is not among these."""
-        unit = self._unit_of(strategy)
-        return None if unit is None else self.nodes[unit] or None
-
     def without(self, strategy: Any) -> Grant:
         """Let the group of this strategy's unit go, which holds no other."""
-        unit = self._unit_of(strategy)
+        unit = self.unit_of(strategy)
         if unit is None:
             return self
         remove_group(self.bundles[unit][0])
@@ -186,7 +181,10 @@ class Grant:
         del bundles[unit], nodes[unit]
         return dataclasses.replace(self, bundles=tuple(bundles), nodes=tuple(nodes), _handed_out=[])
 
-    def _unit_of(self, strategy: Any) -> int | None:
+    def unit_of(self, strategy: Any) -> int | None:
+        """The unit that an actor of this strategy is in; None where it is none of these."""
+        if strategy is None:
+            return None
         wanted = strategy.placement_group.id, strategy.placement_group_bundle_index
         units = (unit for unit, (group, bundle) in enumerate(self.bundles) if (group.id, bundle) == wanted)
         return next(units, None)

@@ -461,6 +461,8 @@ class Fleet:
                 self.runners.remove(lost)
             else:
                 self.runners[self.runners.index(lost)] = new
+        elif new not in self.runners:  # another took the lost one's place before, which could not make these rows
+            self.runners.append(new)
 
     def _find_places(
         self, batch: Sequence[RunnerLink], deadline: float, can_make: Callable[[RunnerLink], bool]
@@ -476,7 +478,15 @@ class Fleet:
             simulators = directory.find_simulators(ping_by, labels=labels, refuse_others=False)
             free = capacity.free_units(simulators, ping_by)
             usable = [one for one in simulators if one.node_id not in self._other_version]
-            places = _places(batch, usable, free, self._grant, [one.strategy for one in self.living()])
+            places = _places(
+                batch,
+                usable,
+                free,
+                self._grant,
+                free_granted=() if self._grant is None else self._grant.free_units(),
+                in_use=[one.strategy for one in self.living()],
+                own_comes_back=time.monotonic() < unit_is_back_by,
+            )
             up = self._create(places, min(deadline, time.monotonic() + ENV_RUNNER_START_S)) if places else []
             up.sort(key=can_make, reverse=True)
             if up and can_make(up[0]):
@@ -617,28 +627,48 @@ def _places(
     simulators: Sequence[directory.SimulatorHandle],
     free: Mapping[str, int],
     grant: capacity.Grant | None,
+    free_granted: Collection[int] = (),
     in_use: Sequence[Any] = (),
+    own_comes_back: bool = False,
 ) -> list[tuple[directory.SimulatorHandle, Any]]:
     """Where to start an env runner for each lost one, as `_create` takes it: its own simulator if that has a unit.
 
-    In the unit that was granted for it, if that is where somebody answers: Ray moves it when its simulator is gone.
-    `in_use`: the strategies of living ones, which may have taken others' units.
+    In the unit that was granted for it, if that is where somebody answers (Ray moves it when its simulator is gone),
+    else in another of a reservation, else in any.
+
+    Args:
+        free_granted: units of the grant that nobody is in.
+        in_use: the strategies of living ones, which may have taken others' units.
+        own_comes_back: is one's own unit waited for, which Ray does not see as free at once?
     """
     free = dict(free)
+    able = {one.node_id: one for one in simulators if not one.info.draining}
+    owns = [None if grant is None else grant.unit_of(lost.strategy) for lost in batch]
+    there, spare = _granted_there(grant, able, in_use), []
+    if grant is not None and grant.reservation is not None:
+        spare = [unit for unit in free_granted if unit in there and unit not in owns]
     places: list[tuple[directory.SimulatorHandle, Any]] = []
-    for lost in batch:
-        is_granted = lost.strategy is not None and all(lost.strategy is not one for one in in_use)
-        granted = grant.node_of(lost.strategy) if grant is not None and is_granted else None
-        own = [one for one in simulators if one.node_id == granted and not one.info.draining]
-        if own:
-            places.append((own[0], lost.strategy))
+    for lost, own in zip(batch, owns, strict=True):
+        if own in there and own in free_granted:
+            places.append((able[there[own]], lost.strategy))
+        elif grant is not None and spare:
+            unit = spare.pop(0)
+            places.append((able[there[unit]], grant.strategy(unit)))
+        elif own in there and own_comes_back:
             continue
-        with_units = [one for one in simulators if free.get(one.node_id, 0) >= 1]
-        if with_units:
+        elif with_units := [one for one in simulators if free.get(one.node_id, 0) >= 1]:
             best = max(with_units, key=lambda one: (one.node_id == lost.node_id, free[one.node_id]))
             free[best.node_id] -= 1
             places.append((best, None))
     return places
+
+
+def _granted_there(grant: capacity.Grant | None, able: Collection[str], in_use: Sequence[Any]) -> dict[int | None, str]:
+    """Unit -> node of those granted ones that are on these nodes, and that no living env runner is in."""
+    if grant is None:
+        return {}
+    held = {grant.unit_of(strategy) for strategy in in_use}
+    return {unit: node for unit, node in enumerate(grant.nodes) if node in able and unit not in held}
 
 
 def knows(ids: frozenset[str] | Mapping[str, Any], env_id: str) -> bool:

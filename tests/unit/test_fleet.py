@@ -91,18 +91,18 @@ def test_a_lost_one_comes_back_where_its_unit_went(removed: list[Any]) -> None:
     one, other, third = groups(3)
     grant = Grant(((one, 0), (other, 0), (third, 0)), ("b", "", "gone"))
     batch = [lost("a", strategy(one)), lost("a", strategy(other)), lost("a", strategy(third)), lost("a")]
-    places = fleet._places(batch, [simulator("b"), simulator("c")], {"b": 0, "c": 1}, grant)
+    places = fleet._places(batch, [simulator("b"), simulator("c")], {"b": 0, "c": 1}, grant, [0])
     assert [(where.node_id, how) for where, how in places] == [("b", batch[0].strategy), ("c", None)]
     held = [batch[0].strategy]  # by one that stands for another
-    assert fleet._places(batch[:1], [simulator("b")], {"b": 0}, grant, held) == []
+    assert fleet._places(batch[:1], [simulator("b")], {"b": 0}, grant, [0], held) == []
     leaving = [simulator("b", draining=True), simulator("c")]
-    assert [where.node_id for where, _ in fleet._places(batch[:1], leaving, {"c": 1}, grant)] == ["c"]
+    assert [where.node_id for where, _ in fleet._places(batch[:1], leaving, {"c": 1}, grant, [0])] == ["c"]
 
 
 def test_a_unit_that_nobody_needs_is_let_go_alone(removed: list[Any]) -> None:
     one, other = groups(2)
     grant = Grant(((one, 0), (other, 0)), ("a", "b"))
-    assert grant.node_of(strategy(other)) == "b" and grant.node_of(strategy(other, 1)) is None
+    assert grant.unit_of(strategy(other)) == 1 and grant.unit_of(strategy(other, 1)) is None
     left = grant.without(strategy(one))
     assert left.nodes == ("b",) and left.bundles == ((other, 0),) and removed == [one]
     assert left.without(strategy(one)) is left and removed == [one]
@@ -210,3 +210,29 @@ def test_another_version_on_a_simulator(monkeypatch: pytest.MonkeyPatch, caplog:
     monkeypatch.setattr(trainers, "living", list)
     [new] = trainers._find_places([lost("a")], time.monotonic() + 60, lambda _: True)
     assert new.node_id == "b"
+
+
+def test_another_unit_of_the_reservation() -> None:
+    """Where its own is nowhere, or somebody else's; not a unit of nobody's while its own may come back."""
+    [group] = groups(1)
+    grant = Grant(((group, 0), (group, 1), (group, 2)), ("", "b", "b"), "reservation")
+    gone, taken = lost("a", strategy(group)), lost("b", strategy(group, 1))
+
+    def units(batch: list[Any], *free: int, **how: Any) -> list[int | None]:
+        places = fleet._places(batch, [simulator("b"), simulator("c")], {"c": 1}, grant, free, **how)
+        return [grant.unit_of(one) for _, one in places]
+
+    assert units([gone], 1, 2) == [1] and units([gone, taken], 1, 2) == [2, 1]
+    assert units([gone], 1, 2, in_use=[strategy(group, 1)]) == [2]
+    assert units([taken], 2) == [2] and units([taken], own_comes_back=True) == []
+    assert units([taken]) == [None] and units([gone], own_comes_back=True) == [None]
+
+
+def test_a_second_replacement_of_the_same_one_is_the_sessions() -> None:
+    """The first can't make the rows of another vector env that was lost with it."""
+    trainers = Fleet(SimpleNamespace(labels={}, reservation=None), None, SimpleQueue())  # type: ignore[arg-type]
+    one, first, second = (SimpleNamespace(name=name, replaced_by=None) for name in ("one", "first", "second"))
+    trainers.runners = [one]  # type: ignore[list-item]
+    for new in (first, second, first):
+        trainers._put_in_place(one, new)  # type: ignore[arg-type]
+    assert trainers.runners == [first, second]
