@@ -42,6 +42,7 @@ class Fleet:
         runners: those that were placed and not let go, the lost ones included until they are replaced.
         channels: which channels they have, in words.
         restarts: how many were replaced.
+        last_failure: of an env runner that did not come up, since they were last placed; empty where there was none.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Fleet:
         self.runners: list[RunnerLink] = []
         self.channels = ""
         self.restarts = 0
+        self.last_failure = ""
         self._config = config
         self._reservation = config.reservation
         self._info = info
@@ -62,7 +64,6 @@ class Fleet:
         self._grant: capacity.Grant | None = None
         self._actors: list[Any] = []
         self._streams: Streams | None = None
-        self._last_failure = ""  # of an env runner that did not come up
         self._autoscaler_was_late = False
         self._told_differ: set[str] = set()  # simulators
         self._other_version: set[str] = set()  # nodes where another version was installed since the session began
@@ -99,6 +100,7 @@ class Fleet:
         Raises:
             CapacityError: every unit of the reservation has its actor.
         """
+        self.last_failure, self._autoscaler_was_late = "", False
         if self._reservation is not None:
             reservation, self._reservation = self._reservation, None
             return self._create_granted(capacity.take(reservation), deadline)
@@ -205,8 +207,8 @@ class Fleet:
     def _say_why_there_is_none(self, simulators: Sequence[directory.SimulatorHandle], granted: int = 0) -> None:
         """`granted`: so many units were to have one."""
         labels = self._config.labels
-        if self._last_failure:
-            logger.error("No env runner could be started; the last one failed with: %s", self._last_failure)
+        if self.last_failure:
+            logger.error("No env runner could be started; the last one failed with: %s", self.last_failure)
         elif granted and not simulators:
             logger.error(
                 "No env runner could be started: no simulator with any of the %d units that were granted answers. "
@@ -296,7 +298,7 @@ class Fleet:
                 # Another trainer was faster, the simulator is leaving, or its worker can't start.
                 logger.debug("an env runner on %s did not come up: %s", name, error)
                 if not isinstance(error, ray.exceptions.GetTimeoutError):
-                    self._last_failure = f"{str(error).strip().splitlines()[-1]} (on simulator {name})"
+                    self.last_failure = f"{str(error).strip().splitlines()[-1]} (on simulator {name})"
                 self._kill(one.actor)
                 continue
             if not self._speaks_the_same(one, info):

@@ -389,8 +389,13 @@ class Session:
         with self._placing:
             deadline = time.monotonic() + self._config.timeout_s
             if not fleet.runners and not fleet.place(deadline, self._at_most):
+                why = (
+                    f"the last one failed with: {fleet.last_failure}"
+                    if fleet.last_failure
+                    else "the line above says why"
+                )
                 raise CapacityError(
-                    "No simulator has an env runner left for this environment, since RLlib's hold them all. Stop an "
+                    f"There is no env runner for this environment; {why}. Where RLlib's hold all units, stop an "
                     "algorithm, or start another simulator."
                 )
         for runner in fleet.runners[:]:

@@ -228,6 +228,19 @@ def test_another_unit_of_the_reservation() -> None:
     assert units([taken]) == [None] and units([gone], own_comes_back=True) == [None]
 
 
+def test_old_reasons_explain_nothing_new(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """An hour ago one ran out of memory, and the autoscaler was late; now all units are taken."""
+    trainers = Fleet(SimpleNamespace(labels={}, total_env_runners=2, reservation=None), None, SimpleQueue())  # type: ignore[arg-type]
+    trainers.last_failure, trainers._autoscaler_was_late = "out of memory", True
+    monkeypatch.setattr(fleet.directory, "find_simulators", lambda *_, **__: [simulator("a")])
+    monkeypatch.setattr(capacity, "free_units", lambda *_: {"a": 0})
+    monkeypatch.setattr(capacity, "is_autoscaling", lambda: False)
+    assert not trainers.place(deadline=0.0)
+    assert caplog.messages == [
+        "All env runners of the 1 simulators are taken; start another simulator, or end another trainer."
+    ]
+
+
 def test_a_second_replacement_of_the_same_one_is_the_sessions() -> None:
     """The first can't make the rows of another vector env that was lost with it."""
     trainers = Fleet(SimpleNamespace(labels={}, reservation=None), None, SimpleQueue())  # type: ignore[arg-type]
