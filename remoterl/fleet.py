@@ -527,12 +527,13 @@ class Fleet:
 
     def let_go_idle(self) -> bool:
         """End the env runners that have no rows; were there any? Their units are free soon."""
-        idle = [runner for runner in self.runners if runner.rows == 0]
-        for runner in idle:
-            self.let_go(runner)
-        if not self.runners:
-            self._give_back_unless_reserved()
-        return bool(idle)
+        with self._lock:
+            idle = [runner for runner in self.runners if runner.rows == 0]
+            for runner in idle:
+                self.let_go(runner)
+            if not self.runners:
+                self._give_back_unless_reserved()
+            return bool(idle)
 
     def let_go(self, runner: RunnerLink) -> None:
         """End one env runner that nobody needs."""

@@ -243,8 +243,8 @@ class Session:
         env_id: str | None,
     ) -> VectorCore:
         row_ranges = split_rows(len(factories), len(runners))
-        chosen = sorted(runners, key=lambda runner: runner.rows)[: len(row_ranges)]
-        chosen.sort(key=self.runners.index)
+        fewest = sorted(range(len(runners)), key=lambda index: runners[index].rows)[: len(row_ranges)]
+        chosen = [runners[index] for index in sorted(fewest)]
         shipped = [ship(list(factories[rows.start : rows.stop])) for rows in row_ranges]
         self._registered = self._registered_now(self.runners)
         news = [self._news_of(self._registered, runner) for runner in chosen]

@@ -8,12 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from gymnasium.vector import AutoresetMode
 from ray._private import client_mode_hook
 from test_config import DEFAULTS
 from typer.testing import CliRunner
 
 import remoterl
-from remoterl import messages
+from remoterl import messages as m
 from remoterl._logging import ensure_visible, logger
 from remoterl.actors import directory
 from remoterl.cli import app
@@ -22,6 +23,7 @@ from remoterl.config import make_config, parse_address
 from remoterl.errors import CapacityError, HubLostError, RemoteRLError, UnknownEnvironmentError
 from remoterl.fleet import Fleet
 from remoterl.session import Session
+from remoterl.vector.core import VectorCore
 
 
 @pytest.mark.parametrize("there", [None, "", " \n"])
@@ -61,8 +63,8 @@ def test_a_reservation_without_a_free_unit() -> None:
         fleet.place(0.0)
 
 
-def trainer() -> messages.TrainerInfo:
-    return messages.TrainerInfo(session_id="s", name="t", host="h", pid=1)
+def trainer() -> m.TrainerInfo:
+    return m.TrainerInfo(session_id="s", name="t", host="h", pid=1)
 
 
 def test_without_its_hub_a_session_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,3 +155,25 @@ def test_what_nobody_is_asked_for_goes_along(monkeypatch: pytest.MonkeyPatch) ->
     assert session.simulators_know("CartPole-v1")
     with pytest.raises(UnknownEnvironmentError):
         session.simulators_know("TheirsAlone-v0")
+
+
+@pytest.fixture
+def session() -> Session:
+    return Session(connection.Connection("driver", "hub:6379", None, lambda: None), make_config(**DEFAULTS))
+
+
+def test_rows_go_to_those_with_the_fewest_in_their_order(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever of them another thread lets go meanwhile, as RLlib's algorithms have it: the next try is without it."""
+    monkeypatch.setattr(VectorCore, "open", lambda assignments, *_: [one.runner.rows for one in assignments])
+    runners: Any = [SimpleNamespace(rows=rows, environments=(), mirrored={}, sources={}) for rows in (3, 2, 4, 1)]
+    session.fleet.runners = runners[1:]
+    chosen: Any = session._open_on(runners, [len, len, len], m.Semantics.GYMNASIUM_SYNC, AutoresetMode.NEXT_STEP, None)
+    assert chosen == [3, 2, 1]
+
+
+@pytest.mark.parametrize(("failure", "said"), [("out of memory", "failed with: out of memory"), ("", "the line above")])
+def test_why_there_is_no_env_runner(session: Session, monkeypatch: pytest.MonkeyPatch, failure: str, said: str) -> None:
+    session.fleet.last_failure = failure
+    monkeypatch.setattr(session.fleet, "place", lambda *_: False)
+    with pytest.raises(CapacityError, match=said):
+        session._runners_for("CartPole-v1")
