@@ -65,6 +65,7 @@ class Fleet:
         self._actors: list[Any] = []
         self._streams: Streams | None = None
         self._autoscaler_was_late = False
+        self._made_room = False  # for RLlib's: some were let go, and others stayed
         self._told_differ: set[str] = set()  # simulators
         self._other_version: set[str] = set()  # nodes where another version was installed since the session began
         self._ended = False
@@ -100,7 +101,7 @@ class Fleet:
         Raises:
             CapacityError: every unit of the reservation has its actor.
         """
-        self.last_failure, self._autoscaler_was_late = "", False
+        self.last_failure, self._autoscaler_was_late, self._made_room = "", False, False
         if self._reservation is not None:
             reservation, self._reservation = self._reservation, None
             return self._create_granted(capacity.take(reservation), deadline)
@@ -139,6 +140,23 @@ class Fleet:
             self._say_why_there_is_none(simulators)
             return False
         return self._say_whether_fewer(wanted)
+
+    def top_up(self) -> None:
+        """As many as the trainer asks for again, after some made room for RLlib's: on units that are free now."""
+        if not self._made_room:
+            return
+        deadline = _after(ENV_RUNNER_START_S)
+        if self.reserved is not None:
+            units = self.reserved.take(len(self.reserved.nodes) - len(self.runners))
+            self._made_room = not units
+            if units:
+                self._create_granted(self.reserved, deadline, units)
+            return
+        simulators = directory.find_simulators(deadline, labels=self._config.labels, refuse_others=False)
+        free = capacity.free_units(simulators, deadline)
+        places = _spread(simulators, free, self._config.total_env_runners - len(self.runners))
+        self._made_room = not places
+        self.runners += self._create(places, deadline) if places else []
 
     def _say_whether_fewer(self, wanted: int) -> bool:
         """A warning where there are fewer than wanted; True."""
@@ -533,6 +551,7 @@ class Fleet:
                 self.let_go(runner)
             if not self.runners:
                 self._give_back_unless_reserved()
+            self._made_room = self._made_room or bool(idle and self.runners)
             return bool(idle)
 
     def let_go(self, runner: RunnerLink) -> None:

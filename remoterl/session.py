@@ -388,7 +388,10 @@ class Session:
         fleet = self.fleet
         with self._placing:
             deadline = time.monotonic() + self._config.timeout_s
-            if not fleet.runners and not fleet.place(deadline, self._at_most):
+            if fleet.runners:
+                if self._at_most is None:
+                    fleet.top_up()
+            elif not fleet.place(deadline, self._at_most):
                 why = (
                     f"the last one failed with: {fleet.last_failure}"
                     if fleet.last_failure

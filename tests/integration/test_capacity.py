@@ -23,6 +23,7 @@ from processes import A_MINUTE_S, KEY, clean_environment, stage, wait_until
 
 import remoterl
 from remoterl import capacity
+from remoterl._process import current_session
 from remoterl.errors import CapacityError, ConfigurationError
 
 
@@ -62,11 +63,27 @@ def test_labels_choose_simulators(cluster, caplog: pytest.LogCaptureFixture) -> 
     assert remoterl.init(KEY, address=cluster.gcs_address, num_env_runners=2, labels={"zone": "b"})
     vec: Any = gym.make_vec("CartPole-v1", num_envs=3, vectorization_mode="sync")
     assert list(vec._core.places()) == ["beta"]
+    vec.close()
+    check_that_those_come_back_that_made_room()
     remoterl.shutdown()
     with caplog.at_level(logging.ERROR, "remoterl"):
         assert not remoterl.init(KEY, address=cluster.gcs_address, labels={"zone": "nowhere"}, timeout_s=2.0)
     assert "None of the cluster's 2 simulators matches labels={'zone': 'nowhere'}" in caplog.text
     assert_free(cluster)
+
+
+def check_that_those_come_back_that_made_room() -> None:
+    """For an algorithm of RLlib's, which has ended since."""
+    session: Any = current_session()
+    env = gym.make("CartPole-v1")
+    with session.room_for({"env_runner": 1.0}, "an algorithm"):
+        gym.make("CartPole-v1").close()
+        assert [runner.rows for runner in session.runners] == [1]
+    wait_until(lambda: remoterl.check(7, {"zone": "b"}), what="the other's unit is free")
+    vec: Any = gym.make_vec("CartPole-v1", num_envs=4, vectorization_mode="sync")
+    assert [runner.rows for runner in session.runners] == [3, 2]
+    vec.close()
+    env.close()
 
 
 def test_exit_codes_of_the_command_line_and_a_reservation_for_another_process(cluster, tmp_path: Path) -> None:

@@ -119,6 +119,9 @@ def test_a_reservation(rllib_cluster: Cluster, node_names: Any) -> None:
             ppo(1).build_algo()
         algo.stop()
         vec.close()
+        both = ppo(2).build_algo()
+        assert node_names(where(both)) == ["beta"] * 2
+        both.stop()
         assert free() == 6 and free({"zone": "b"}) == 2  # what is reserved stays so until the session's end
     finally:
         remoterl.shutdown()

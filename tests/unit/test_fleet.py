@@ -249,3 +249,27 @@ def test_a_second_replacement_of_the_same_one_is_the_sessions() -> None:
     for new in (first, second, first):
         trainers._put_in_place(one, new)  # type: ignore[arg-type]
     assert trainers.runners == [first, second]
+
+
+def test_those_that_made_room_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As soon as units are free, and once: fewer may be as many as there are now."""
+    trainers = Fleet(SimpleNamespace(labels={}, total_env_runners=4, reservation=None), None, SimpleQueue())  # type: ignore[arg-type]
+    free = {"a": 2}
+    looks: list[Any] = []
+    monkeypatch.setattr(fleet.directory, "find_simulators", lambda *_, **__: looks.append(1) or [simulator("a")])
+    monkeypatch.setattr(capacity, "free_units", lambda *_: free)
+    monkeypatch.setattr(trainers, "give_up", lambda _: None)
+    monkeypatch.setattr(
+        trainers, "_create", lambda places, _: [SimpleNamespace(rows=0, strategy=None, node_id="a") for _ in places]
+    )
+    trainers.runners = [SimpleNamespace(rows=rows, strategy=None) for rows in (1, 0, 0, 0)]  # type: ignore[misc]
+    trainers.top_up()
+    assert len(trainers.runners) == 4 and not looks
+    assert trainers.let_go_idle() and len(trainers.runners) == 1
+    free = {"a": 0}
+    trainers.top_up()
+    assert len(trainers.runners) == 1
+    free = {"a": 2}
+    for _ in range(2):
+        trainers.top_up()
+        assert len(trainers.runners) == 3 and len(looks) == 2
