@@ -503,7 +503,7 @@ class Fleet:
                 usable,
                 free,
                 self._grant,
-                free_granted=() if self._grant is None else self._grant.free_units(),
+                free_granted=() if self.reserved is None else self.reserved.free_units(),
                 in_use=[one.strategy for one in self.living()],
                 own_comes_back=time.monotonic() < unit_is_back_by,
             )
@@ -659,19 +659,19 @@ def _places(
     else in another of a reservation, else in any.
 
     Args:
-        free_granted: units of the grant that nobody is in.
+        free_granted: units of a reservation that nobody is in.
         in_use: the strategies of living ones, which may have taken others' units.
-        own_comes_back: is one's own unit waited for, which Ray does not see as free at once?
+        own_comes_back: is one's own unit of a reservation waited for, which Ray does not see as free at once?
     """
     free = dict(free)
     able = {one.node_id: one for one in simulators if not one.info.draining}
     owns = [None if grant is None else grant.unit_of(lost.strategy) for lost in batch]
-    there, spare = _granted_there(grant, able, in_use), []
-    if grant is not None and grant.reservation is not None:
-        spare = [unit for unit in free_granted if unit in there and unit not in owns]
+    there = _granted_there(grant, able, in_use)
+    is_reserved = grant is not None and grant.reservation is not None  # RLlib's may be in these, too
+    spare = [unit for unit in free_granted if is_reserved and unit in there and unit not in owns]
     places: list[tuple[directory.SimulatorHandle, Any]] = []
     for lost, own in zip(batch, owns, strict=True):
-        if own in there and own in free_granted:
+        if own in there and (own in free_granted or not is_reserved):
             places.append((able[there[own]], lost.strategy))
         elif grant is not None and spare:
             unit = spare.pop(0)

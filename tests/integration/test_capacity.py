@@ -116,6 +116,13 @@ def check_that_another_process_takes_it(cluster, reservation: str, tmp_path: Pat
         f"assert remoterl.init(address={cluster.gcs_address!r}, reservation={reservation!r})\n"
         "vec = gym.make_vec('CartPole-v1', num_envs=12, vectorization_mode='sync')\n"
         "print({name: len(rows) for name, rows in vec._core.places().items()}, flush=True)\n"
+        "import os\n"
+        "from remoterl._process import current_session\n"
+        "fleet = current_session().fleet\n"
+        "vec.reset(seed=1)\n"
+        "os.kill(fleet.runners[1].pid, 9)\n"
+        "lost = sum(vec.step(vec.action_space.sample())[3])\n"
+        "print(lost, sorted(fleet.reserved.unit_of(one.strategy) for one in fleet.runners), flush=True)\n"
         "sys.stdin.readline()\n"
     )
     with capacity.connected(cluster.gcs_address, KEY, 30.0):
@@ -126,6 +133,7 @@ def check_that_another_process_takes_it(cluster, reservation: str, tmp_path: Pat
         )  # fmt: skip
         assert first.stdout is not None
         assert first.stdout.readline().strip() == "{'beta': 12}"
+        assert first.stdout.readline().strip() == "4 [0, 1, 2]"  # the lost one's rows go on in its own unit
         with pytest.raises(CapacityError, match="another trainer has taken it"):
             remoterl.init(KEY, reservation=reservation)
         first.kill()

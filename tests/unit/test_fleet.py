@@ -91,12 +91,12 @@ def test_a_lost_one_comes_back_where_its_unit_went(removed: list[Any]) -> None:
     one, other, third = groups(3)
     grant = Grant(((one, 0), (other, 0), (third, 0)), ("b", "", "gone"))
     batch = [lost("a", strategy(one)), lost("a", strategy(other)), lost("a", strategy(third)), lost("a")]
-    places = fleet._places(batch, [simulator("b"), simulator("c")], {"b": 0, "c": 1}, grant, [0])
+    places = fleet._places(batch, [simulator("b"), simulator("c")], {"b": 0, "c": 1}, grant)
     assert [(where.node_id, how) for where, how in places] == [("b", batch[0].strategy), ("c", None)]
     held = [batch[0].strategy]  # by one that stands for another
-    assert fleet._places(batch[:1], [simulator("b")], {"b": 0}, grant, [0], held) == []
+    assert fleet._places(batch[:1], [simulator("b")], {"b": 0}, grant, in_use=held) == []
     leaving = [simulator("b", draining=True), simulator("c")]
-    assert [where.node_id for where, _ in fleet._places(batch[:1], leaving, {"c": 1}, grant, [0])] == ["c"]
+    assert [where.node_id for where, _ in fleet._places(batch[:1], leaving, {"c": 1}, grant)] == ["c"]
 
 
 def test_a_unit_that_nobody_needs_is_let_go_alone(removed: list[Any]) -> None:
