@@ -9,6 +9,7 @@ What cloudpickle can't pickle by itself, or not right, `Pickler` knows.
 from __future__ import annotations
 
 import builtins
+import enum
 import functools
 import importlib
 import io
@@ -184,7 +185,8 @@ class Pickler(cloudpickle.Pickler):
     def reduce_class(self, obj: type) -> Any:
         if obj not in _ids_of_classes:
             _made_here.add(obj)
-        return super().reducer_override(obj)
+        reduced = super().reducer_override(obj)
+        return _with_members(obj, reduced) if isinstance(obj, enum.EnumMeta) and _is_by_value(reduced) else reduced
 
 
 _GENERATORS = frozenset({random.Random, np.random.RandomState})
@@ -219,6 +221,41 @@ def _is_extension(module: Any) -> bool:
 
 def _set_module(module: ModuleType, state: dict[str, Any]) -> None:
     vars(module).update(state, __builtins__=vars(builtins))
+
+
+def _is_by_value(reduced: Any) -> bool:
+    """Is this what cloudpickle makes of a class or function whose code travels? Only there it sets a state."""
+    return isinstance(reduced, tuple) and len(reduced) == 6
+
+
+_ENUMS_OWN = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})  # of a member
+
+
+def _with_members(kind: enum.EnumMeta, reduced: Any) -> Any:
+    """cloudpickle makes members of their values alone: what `__init__` or `__new__` gave them, and other names."""
+    make, arguments, (attributes, _), *_, setter = reduced
+    first: list[Any] = list(kind)
+    others = {
+        name: (member.value, member.name)
+        for name, member in kind.__members__.items()
+        if name not in {one.name for one in first}
+    }
+    given = {one.name: {key: value for key, value in vars(one).items() if key not in _ENUMS_OWN} for one in first}
+    attributes = {name: value for name, value in attributes.items() if name not in others}
+    return make, arguments, (attributes, {"set": setter, "given": given, "others": others}), None, None, _set_enum
+
+
+def _set_enum(kind: Any, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    attributes, more = state
+    more["set"](kind, (attributes, {}))
+    for name, given in more["given"].items():
+        vars(kind[name]).update(given)
+    for name, (value, own_name) in more["others"].items():
+        member = kind(value)
+        if name == own_name:  # a flag of several bits, or of none
+            member._name_ = name
+        kind._member_map_[name] = member
+        type.__setattr__(kind, name, member)
 
 
 # cloudpickle gives a class that it pickles by value an id, by which whoever has the class already finds it, and sets

@@ -295,3 +295,40 @@ def test_an_exception_whose_class_takes_other_arguments() -> None:
     error = pickle.loads(shipped)
     assert type(error) is envs.CollisionError and (error.part, error.force) == ("arm", 3)
     assert str(error) == "the arm collided with 3 N" and error.args == ("the arm collided with 3 N",)
+
+
+def test_members_of_an_enum_are_as_they_were_made(tmp_path: Path) -> None:
+    made = script("""
+        import enum
+
+        class Move(enum.Enum):
+            UP = (0, 1)
+            DOWN = (0, -1)
+            NORTH = (0, 1)
+
+            def __init__(self, dx, dy):
+                self.dx, self.dy = dx, dy
+
+        class Named(enum.Enum):
+            X = 1, "x"
+
+            def __new__(cls, value, label):
+                made = object.__new__(cls)
+                made._value_, made.label = value, label
+                return made
+
+        class Side(enum.Flag):
+            NONE = 0
+            LEFT = 1
+            RIGHT = 2
+            BOTH = LEFT | RIGHT
+
+        def made():
+            moves = Move.DOWN.dy, Move["NORTH"] is Move.UP is Move.NORTH is Move((0, 1)), len(Move), list(Move.__members__)
+            sides = Side.LEFT | Side.RIGHT is Side.BOTH, Side(3).name, Side["NONE"].name, list(Side.BOTH)
+            return moves, Named(1).label, sides
+    """)
+    expected = str(made())
+    for data in (ship(made), dumps(made), ship(unship(ship(made)))):
+        assert in_another_process(data, tmp_path, "value()") == expected
+    assert in_another_process(ship(made), tmp_path, "[unship(open('data', 'rb').read())(), value()][1]") == expected
