@@ -11,6 +11,7 @@ from __future__ import annotations
 import builtins
 import enum
 import functools
+import hashlib
 import importlib
 import io
 import operator
@@ -26,14 +27,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import BYTECODE_SUFFIXES, EXTENSION_SUFFIXES, SOURCE_SUFFIXES, ModuleSpec
-from types import ModuleType, SimpleNamespace
-from typing import Any
+from types import FunctionType, ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
 
 import cloudpickle
 import gymnasium
 import numpy as np
 
 import remoterl
+from remoterl import living
 from remoterl._logging import logger
 from remoterl.errors import NotShippableError
 
@@ -231,7 +233,7 @@ def _is_by_value(reduced: Any) -> bool:
 _ENUMS_OWN = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})  # of a member
 
 
-def _with_members(kind: enum.EnumMeta, reduced: Any) -> Any:
+def _with_members(kind: Any, reduced: Any) -> Any:
     """cloudpickle makes members of their values alone: what `__init__` or `__new__` gave them, and other names."""
     make, arguments, (attributes, _), *_, setter = reduced
     first: list[Any] = list(kind)
@@ -251,7 +253,7 @@ def _set_enum(kind: Any, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
     for name, given in more["given"].items():
         vars(kind[name]).update(given)
     for name, (value, own_name) in more["others"].items():
-        member = kind(value)
+        member: Any = kind(value)
         if name == own_name:  # a flag of several bits, or of none
             member._name_ = name
         kind._member_map_[name] = member
@@ -304,20 +306,107 @@ def _own_class(known_as: str, by_value: bytes | None) -> Any:
 class _ToSimulators(Pickler):
     """That of `ship`."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._names: dict[int, living.Names] = {}  # by ids of modules
+        self._digests: dict[int, dict[str, bytes | None]] = {}
+
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, (gymnasium.Env, gymnasium.vector.VectorEnv)):
             is_remote = type(obj.unwrapped).__module__.startswith("remoterl.")
             raise StaysLocal(f"it holds the live environment {obj}", live_environment=True, is_remote=is_remote)
-        if isinstance(obj, (type, _Function)):
+        if isinstance(obj, (type, FunctionType)):
             substitute = SUBSTITUTES.get((obj.__module__, obj.__qualname__))
             if substitute is not None:
                 return _load, substitute
         elif _is_rllibs_env_runner(obj):
             return SimpleNamespace, (), {"config": obj.config}
-        return super().reducer_override(obj)
+        reduced = super().reducer_override(obj)
+        if isinstance(obj, FunctionType) and _is_by_value(reduced) and (module := living.module_of(obj)) is not None:
+            return self._function_of(module, obj, reduced)
+        if type(obj) is ModuleType and reduced[-1] is _set_module:
+            key = self._names_of(obj).key
+            return (
+                living.living_module,
+                (key, obj.__name__),
+                (key, *self._told(obj, reduced[2])),
+                *_set_by(living.set_module),
+            )
+        return reduced
+
+    def reduce_class(self, obj: type) -> Any:
+        reduced = super().reduce_class(obj)
+        if not _is_by_value(reduced):
+            return reduced
+        make, arguments, (attributes, more), *_, setter = reduced
+        digests = {name: _digest(value) for name, value in attributes.items()}
+        return _known_or, (make, arguments), (setter, (attributes, more), digests), *_set_by(living.set_class)
+
+    def _function_of(self, module: ModuleType, function: Any, reduced: Any) -> Any:
+        make, (code, _, *rest), (state, slots), *_, setter = reduced
+        names = self._names_of(module)
+        told = self._told(module, slots["__globals__"])
+        own = state, {**slots, "__globals__": {}}
+        return make, (code, names, *rest), (setter, own, names.key, *told), *_set_by(living.set_function)
+
+    def _names_of(self, module: ModuleType) -> living.Names:
+        return self._names.setdefault(id(module), living.Names(module))
+
+    def _told(self, module: ModuleType, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bytes | None]]:
+        """These names of a module, and what they are like: looked at once, as many functions name the same."""
+        known = self._digests.setdefault(id(module), {})
+        for name, value in values.items():
+            if name not in known:
+                known[name] = _digest(value)
+        return values, {name: known[name] for name in values}
 
 
-_Function = type(ship)
+def _known_or(make: Callable[..., type], arguments: tuple[Any, ...]) -> type:
+    """A class that is here already; cloudpickle makes an empty one first, which its bases then list."""
+    *_, known_as, _ = arguments
+    return _classes_by_id.get(known_as) or make(*arguments)
+
+
+def _set_by(setter: Callable[..., None]) -> tuple[None, None, Callable[..., None]]:
+    return None, None, setter
+
+
+class _Digester(_ToSimulators):
+    """Writes into a hash what tells a value from others: of classes and modules, which arrive themselves, which."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, (type, ModuleType)):
+            return _stands_for, (living.number_of(obj),)
+        reduced = (
+            Pickler.reducer_override(self, obj) if isinstance(obj, FunctionType) else super().reducer_override(obj)
+        )
+        if not isinstance(obj, FunctionType) or not _is_by_value(reduced):
+            return reduced
+        if living.module_of(obj) is None:
+            raise pickle.PicklingError(f"the names that {obj.__qualname__} uses may have changed")
+        own = obj.__code__, obj.__defaults__, obj.__kwdefaults__, obj.__closure__, vars(obj)
+        return _stands_for, (), own
+
+
+def _stands_for(number: int = 0) -> int:
+    return number
+
+
+class _Hash(NamedTuple):
+    """A file that only its hash is kept of."""
+
+    write: Callable[[bytes], Any]
+
+
+def _digest(value: Any) -> bytes | None:
+    """The same for what is the same; None where that can't be said."""
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        _Digester(_Hash(digest.update), protocol=5).dump(value)
+    except Exception as error:
+        logger.debug("sent anew each time: %s", error)
+        return None
+    return digest.digest()
 
 
 def _is_rllibs_env_runner(value: Any) -> bool:

@@ -324,7 +324,7 @@ def test_members_of_an_enum_are_as_they_were_made(tmp_path: Path) -> None:
             BOTH = LEFT | RIGHT
 
         def made():
-            moves = Move.DOWN.dy, Move["NORTH"] is Move.UP is Move.NORTH is Move((0, 1)), len(Move), list(Move.__members__)
+            moves = Move.DOWN.dy, Move["NORTH"] is Move.UP is Move.NORTH is Move((0, 1)), list(Move.__members__)
             sides = Side.LEFT | Side.RIGHT is Side.BOTH, Side(3).name, Side["NONE"].name, list(Side.BOTH)
             return moves, Named(1).label, sides
     """)
@@ -332,3 +332,63 @@ def test_members_of_an_enum_are_as_they_were_made(tmp_path: Path) -> None:
     for data in (ship(made), dumps(made), ship(unship(ship(made)))):
         assert in_another_process(data, tmp_path, "value()") == expected
     assert in_another_process(ship(made), tmp_path, "[unship(open('data', 'rb').read())(), value()][1]") == expected
+
+
+COURSE = """
+import functools
+import numpy as np
+
+seen, calls, weights, limits = 0, {}, np.zeros(3), [1]
+
+class Course:
+    level = 0
+    log = []
+
+    def step(self):
+        global seen
+        seen += 1
+        Course.level += 1
+        calls[seen] = self.level
+        self.log.append(seen)
+        return self.level, seen, len(calls), len(self.log), bonus(), limits[0]
+
+class Hard(Course):
+    pass
+
+def bonus():
+    return 0
+
+def made():
+    return [one.__name__ for one in Course.__subclasses__()], Hard and Course()
+"""
+
+
+def test_what_runs_goes_on_as_its_code_arrives_again(beside: Path, tmp_path: Path) -> None:
+    (beside / "course.py").write_text(COURSE)
+    course = importlib.import_module("course")
+    first, same, argument = ship(course.made), ship(course.made), ship({"start": course.Course()})
+    course.limits[0], course.Course.level = 7, 20
+    changed = ship(course.made)
+    exec("def bonus(): return 5", vars(course))
+    redefined = ship(course.made)
+    shipped = ship([first, same, argument, changed, redefined])
+    expression = """[running := unship(value[0])()[1], running.step(), unship(value[1])()[1].step(), running.step(),
+        bool(unship(value[2])), running.step(), bool(unship(value[3])), running.step(),
+        bool(unship(value[4])), running.step(), unship(value[4])()[0], unship(value[1])()[0]][1:]"""
+    goes_on = [(1, 1, 1, 1, 0, 1), (2, 2, 2, 2, 0, 1), (3, 3, 3, 3, 0, 1), True, (4, 4, 4, 4, 0, 1)]
+    changes = [True, (21, 5, 5, 5, 0, 7), True, (22, 6, 6, 6, 5, 7), ["Hard"], ["Hard"]]
+    assert in_another_process(shipped, tmp_path, expression) == str([*goes_on, *changes])
+    assert first == same
+
+
+def test_a_modules_functions_and_itself_have_the_same_names(beside: Path, tmp_path: Path) -> None:
+    (beside / "settings.py").write_text(
+        "size = 3\ndef set_size(to):\n    global size\n    size = to\ndef get_size(): return size\n"
+    )
+    settings, set_size = importlib.import_module("settings"), importlib.import_module("settings").set_size
+
+    def made() -> tuple[int, int]:
+        set_size(7)
+        return settings.size, settings.get_size()
+
+    assert in_another_process(ship(made), tmp_path, "value()") == "(7, 7)"
