@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.abc
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from importlib.machinery import ModuleSpec
@@ -18,6 +19,7 @@ from remoterl._logging import logger
 from remoterl.shipping import is_beside_the_script, is_found_beside
 
 MAX_BYTES = 20_000_000  # of a package: what is larger holds more than code
+MAX_ENTRIES = 20_000  # files and folders in a package, which are all looked at
 
 
 class Source(NamedTuple):
@@ -50,11 +52,14 @@ def sources_of(top: str) -> dict[str, Source]:
     """Of a module, or of a whole package, by full names; nothing where it does not lie beside the script."""
     if not lies_beside_the_script(top):
         return {}
-    paths = dict(_paths_of(top))
-    size_bytes = sum(path.stat().st_size for path in paths.values())
-    if size_bytes > MAX_BYTES:
-        logger.warning("%s is not sent along: its modules have %d MB.", top, size_bytes // 1_000_000)
-        return {}
+    paths: dict[str, Path] = {}
+    size_bytes = 0
+    for name, path in _paths_of(top):
+        paths[name] = path
+        size_bytes += path.stat().st_size
+        if size_bytes > MAX_BYTES:
+            logger.warning("%s is not sent along: its modules have more than %d MB.", top, MAX_BYTES // 1_000_000)
+            return {}
     return {name: Source(str(path), path.read_bytes()) for name, path in paths.items()}
 
 
@@ -64,10 +69,25 @@ def _paths_of(top: str) -> Iterator[tuple[str, Path]]:
     if not folders and origin is not None and origin.endswith(".py"):
         yield top, Path(origin).absolute()
     for folder in folders:
-        for path in sorted(folder.rglob("*.py")):
+        for path in _files_in(folder):
             parts = (top, *path.relative_to(folder).with_suffix("").parts)
             if all(map(str.isidentifier, parts)):
                 yield ".".join(parts).removesuffix(".__init__"), path
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Its `.py` files, at any depth; none where there is much else, as in a folder of data that is no package."""
+    found: list[Path] = []
+    entries = 0
+    for place, folders, names in os.walk(folder):
+        folders[:] = filter(str.isidentifier, folders)  # others hold no modules
+        entries += len(folders) + len(names)
+        if entries > MAX_ENTRIES:
+            logger.warning("%s is not sent along: it has more than %d files.", folder, MAX_ENTRIES)
+            return []
+        paths = (Path(place, name) for name in names if name.endswith(".py"))
+        found += [path for path in paths if path.is_file()]  # no broken links
+    return sorted(found)
 
 
 def _folders_of(top: str) -> list[Path]:

@@ -68,3 +68,13 @@ def test_what_is_too_large_stays(
     monkeypatch.syspath_prepend(folder / "beside")
     monkeypatch.setattr(sources, "MAX_BYTES", 10)
     assert not sources_of("sent") and "sent is not sent along" in caplog.text
+
+
+def test_a_folder_of_data_is_not_walked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.syspath_prepend(folder / "beside")
+    (folder / "beside" / "sent" / "broken.py").symlink_to(folder / "nowhere.py")
+    assert "sent.inner" in sources_of("sent") and "sent.broken" not in sources_of("sent")
+    monkeypatch.setattr(sources, "MAX_ENTRIES", 2)
+    assert not sources_of("sent") and "more than 2 files" in caplog.text
