@@ -246,7 +246,7 @@ class Session:
         fewest = sorted(range(len(runners)), key=lambda index: runners[index].rows)[: len(row_ranges)]
         chosen = [runners[index] for index in sorted(fewest)]
         shipped = [ship(list(factories[rows.start : rows.stop])) for rows in row_ranges]
-        self._registered = self._registered_now(self.runners)
+        self._registered = self._registered_now(self.runners, env_id or "")
         news = [self._news_of(self._registered, runner) for runner in chosen]
         assignments = [
             Assignment(runner, rows, data, told.packed())
@@ -266,7 +266,7 @@ class Session:
             runner = next((one for one in self._runners_for(env_id) if one.simulator not in asked), None)
             if runner is None:
                 raise self._why_unknown(env_id)
-            news = self._news_of(self._registered_now([runner]), runner)
+            news = self._news_of(self._registered_now([runner], env_id), runner)
             try:
                 reply = runner.channel.receive(
                     runner.channel.send(m.FindSpec(env_id, news.packed())), self.step_timeout_s
@@ -558,14 +558,14 @@ class Session:
             return []
         return sorted(one.name for one in everyone if one.name not in ours and knows(one.info.environments, env_id))
 
-    def _registered_now(self, among: Collection[RunnerLink]) -> dict[str, registrations.Shipped]:
-        """The trainer's registrations that a simulator of these env runners lacks."""
+    def _registered_now(self, among: Collection[RunnerLink], asked: str = "") -> dict[str, registrations.Shipped]:
+        """The trainer's registrations that a simulator of these env runners lacks, for who makes the id `asked`."""
         lacking = [
             spec
             for env_id, spec in trainers_registry.items()
             if not all(env_id in runner.environments for runner in among)
         ]
-        return self._spec_shipper.ship(lacking)
+        return self._spec_shipper.ship(lacking, asked)
 
     def _news_of(self, registered: Mapping[str, registrations.Shipped], runner: RunnerLink) -> News:
         """What this env runner lacks of these registrations and of the sources, and was not sent as it is now."""

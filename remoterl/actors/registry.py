@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import os
 import pickle
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -169,9 +170,14 @@ class SpecShipper:
     def __init__(self) -> None:
         self._shipped: dict[str, Shipped] = {}
 
-    def ship(self, specs: Iterable[EnvSpec]) -> dict[str, Shipped]:
-        """Each by its id, as it is now; the very object of before where that is the same."""
-        return {spec.id: self._one(spec) for spec in specs}
+    def ship(self, specs: Iterable[EnvSpec], asked: str = "") -> dict[str, Shipped]:
+        """Each by its id, as it is now; the very object of before where that is the same.
+
+        Args:
+            asked: the id that is made. Only its module is imported here; of another one the source goes where it lacks.
+        """
+        asked = asked.rpartition(":")[2]
+        return {spec.id: self._one(spec, asked in (spec.id, spec.id.rpartition("-v")[0])) for spec in specs}
 
     def why_it_stays(self, unknown: str) -> StaysLocal | None:
         """Why what the trainer registered can't travel; None where it can, or there is nothing.
@@ -181,17 +187,18 @@ class SpecShipper:
         """
         for env_id, spec in list(registry.items()):  # what is pickled may be imported, and register others
             named = unknown in (env_id, env_id.rpartition("-v")[0], env_id.partition("/")[0])
-            if named and isinstance(shipped := self._one(spec), StaysLocal):
+            if named and isinstance(shipped := self._one(spec, True), StaysLocal):
                 return StaysLocal(f"{env_id} is registered here, and can't travel: {shipped}")
         return None
 
-    def _one(self, spec: EnvSpec) -> Shipped:
+    def _one(self, spec: EnvSpec, may_import: bool) -> Shipped:
         known = self._shipped.get(spec.id)
-        if known is not None and known == _by_name(spec):
+        with_code = with_local_code(spec, may_import)
+        if with_code is spec and known is not None and known == _by_name(spec):
             return known
         data: Shipped
         try:
-            data = ship(with_local_code(spec))
+            data = ship(with_code)
         except StaysLocal as error:
             logger.debug("%s stays on the trainer: %s", spec.id, error)
             data = error
@@ -222,13 +229,14 @@ class News(NamedTuple):
         return pickle.dumps((specs, sources)) if specs or sources else b""
 
 
-def with_local_code(spec: EnvSpec) -> EnvSpec:
+def with_local_code(spec: EnvSpec, may_import: bool = True) -> EnvSpec:
     """Where an entry point is text that names the script or a module beside it, put the class itself there.
 
-    The specs of its additional wrappers take theirs along when they are pickled.
+    The specs of its additional wrappers take theirs along when they are pickled. A module that is not imported yet
+    stays text, unless it `may_import` it.
     """
-    code = {name: _with_code(spec.id, getattr(spec, name)) for name in ENTRY_POINTS}
-    wrappers = tuple(map(_wrapper_with_code, spec.additional_wrappers))
+    code = {name: _with_code(spec.id, getattr(spec, name), may_import) for name in ENTRY_POINTS}
+    wrappers = tuple(_wrapper_with_code(wrapper, may_import) for wrapper in spec.additional_wrappers)
     before = [*(getattr(spec, name) for name in ENTRY_POINTS), *spec.additional_wrappers]
     if all(new is old for new, old in zip([*code.values(), *wrappers], before, strict=True)):
         return spec
@@ -238,15 +246,17 @@ def with_local_code(spec: EnvSpec) -> EnvSpec:
     return with_code
 
 
-def _with_code(env_id: str, entry_point: Any) -> Any:
+def _with_code(env_id: str, entry_point: Any, may_import: bool) -> Any:
     if not isinstance(entry_point, str):
         return entry_point
     module_name = entry_point.split(":")[0]
+    if module_name not in sys.modules and not may_import:
+        return entry_point
     if module_name != "__main__" and not lies_beside_the_script(module_name):
         return entry_point
     try:
         return load_env_creator(entry_point)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         logger.debug("%s: its entry point can't be loaded on the trainer (%s)", env_id, error)
         return entry_point
 
@@ -266,8 +276,8 @@ class _WrapperWithCode(WrapperSpec):
         return type(self)(self.name, self.entry_point, copy.deepcopy(self.kwargs, memo))
 
 
-def _wrapper_with_code(wrapper: WrapperSpec) -> WrapperSpec:
-    if _with_code(wrapper.name, wrapper.entry_point) is wrapper.entry_point:
+def _wrapper_with_code(wrapper: WrapperSpec, may_import: bool) -> WrapperSpec:
+    if _with_code(wrapper.name, wrapper.entry_point, may_import) is wrapper.entry_point:
         return wrapper
     return _WrapperWithCode(wrapper.name, wrapper.entry_point, wrapper.kwargs)
 

@@ -70,3 +70,24 @@ def test_what_is_installed_is_pickled_once(monkeypatch: pytest.MonkeyPatch) -> N
     shipper = SpecShipper()
     first = shipper.ship(specs)
     assert shipper.ship(specs) == first and asked == [spec.id for spec in specs]
+
+
+def test_only_the_module_of_what_is_made_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("walks", "swims"):
+        (tmp_path / f"{name}.py").write_text(f"print('{name}')\nraise SystemExit\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    specs = [EnvSpec("Walk-v0", entry_point="walks:Walk"), EnvSpec("Swim-v0", entry_point="swims:Swim")]
+    shipper = SpecShipper()
+    shipped = shipper.ship(specs)
+    assert not capsys.readouterr().out
+    for asked in ("Walk-v0", "Walk", "walks:Walk-v0"):
+        assert shipper.ship(specs, asked) == shipped and capsys.readouterr().out == "walks\n"
+    assert unship(shipped["Swim-v0"]).entry_point == "swims:Swim"
+    module = ModuleType("swims")
+    module.__file__ = str(tmp_path / "swims.py")
+    exec("class Swim: pass", vars(module))
+    monkeypatch.setitem(sys.modules, "swims", module)
+    assert unship(shipper.ship(specs)["Swim-v0"]).entry_point is vars(module)["Swim"]
