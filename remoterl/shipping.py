@@ -18,16 +18,18 @@ import operator
 import os
 import pickle
 import random
+import re
 import site
 import sys
 import sysconfig
 import threading
+import typing
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import BYTECODE_SUFFIXES, EXTENSION_SUFFIXES, SOURCE_SUFFIXES, ModuleSpec
-from types import FunctionType, ModuleType, SimpleNamespace
+from types import FunctionType, MemberDescriptorType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -38,6 +40,7 @@ import remoterl
 from remoterl import living
 from remoterl._logging import logger
 from remoterl.errors import NotShippableError
+from remoterl.functions import codes_in
 
 # (module, qualified name) on the trainer -> the same on the simulator
 SUBSTITUTES: dict[tuple[str, str], tuple[str, str]] = {
@@ -63,6 +66,10 @@ class StaysLocal(Exception):
         self.is_remote = is_remote
 
 
+class _BesideALiveOne(StaysLocal):
+    """A module that is used holds a live environment, which is not what is used of it."""
+
+
 def ship(value: Any) -> bytes:
     """Pickle `value` for a simulator.
 
@@ -72,18 +79,20 @@ def ship(value: Any) -> bytes:
     try:
         with beside_the_script_by_value(cloudpickle):
             return _dumps(value, _ToSimulators)
+    except Exception as error:
+        if isinstance(error, StaysLocal) and not isinstance(error, _BesideALiveOne):
+            raise
+        by_value_error = error
+    # A module that holds something unpicklable: the simulator may have it installed, or gets its source.
+    logger.debug("not by value: %s", by_value_error)
+    try:
+        named = _dumps(value, _ToSimulators)
     except StaysLocal:
         raise
-    except Exception as by_value_error:
-        # A module that holds something unpicklable: the simulator may have it installed.
-        logger.debug("not by value: %s", by_value_error)
-        try:
-            named = _dumps(value, _ToSimulators)
-        except StaysLocal:
-            raise
-        except Exception as error:
-            raise StaysLocal(f"{type(error).__name__}: {error}") from error
-        return pickle.dumps(_Named(named, f"{type(by_value_error).__name__}: {by_value_error}"))
+    except Exception as error:
+        raise StaysLocal(f"{type(error).__name__}: {error}") from error
+    name = "" if isinstance(by_value_error, StaysLocal) else f"{type(by_value_error).__name__}: "
+    return pickle.dumps(_Named(named, f"{name}{by_value_error}"))
 
 
 def unship(data: bytes) -> Any:
@@ -103,10 +112,15 @@ def unship(data: bytes) -> Any:
             "Install it on the simulator, or keep the code beside the trainer's script, from where it is sent along."
         ) from error
     except AttributeError as error:
+        if not _MISSING_NAME.search(str(error)):
+            raise
         raise NotShippableError(
             f"what the trainer sent needs a name that is missing on this simulator ({error}). Install there what the "
             "trainer has, in the same version."
         ) from error
+
+
+_MISSING_NAME = re.compile(r"module '.+' has no attribute|Can't get attribute .+ on <module '(?!__main__')")
 
 
 class _Named:
@@ -165,6 +179,8 @@ class Pickler(cloudpickle.Pickler):
         if kind is functools.cached_property:  # it has a lock up to Python 3.11
             state = {name: value for name, value in vars(obj).items() if name != "lock"}
             return functools.cached_property, (obj.func,), state
+        if kind in _TYPES_BY_NAME and not _is_found_by_name(obj):
+            return kind, (obj.__name__, *((obj.__supertype__,) if kind is typing.NewType else ()))
         if kind in _GENERATORS:
             for where in _GLOBAL_GENERATORS:  # `from random import choice` is a method of one
                 if obj is getattr(sys.modules.get(where[0]), where[1], None):
@@ -188,10 +204,19 @@ class Pickler(cloudpickle.Pickler):
         if obj not in _ids_of_classes:
             _made_here.add(obj)
         reduced = super().reducer_override(obj)
-        return _with_members(obj, reduced) if isinstance(obj, enum.EnumMeta) and _is_by_value(reduced) else reduced
+        if not _is_by_value(reduced):
+            return reduced
+        if isinstance(obj, enum.EnumMeta):
+            return _with_members(obj, reduced)
+        make, arguments, (attributes, more), *rest = (
+            reduced  # slots come of `__slots__`; cloudpickle misses private ones
+        )
+        attributes = {name: value for name, value in attributes.items() if type(value) is not MemberDescriptorType}
+        return make, arguments, (attributes, more), *rest
 
 
 _GENERATORS = frozenset({random.Random, np.random.RandomState})
+_TYPES_BY_NAME = frozenset({typing.NewType, typing.ParamSpec})  # they reduce themselves to their names
 _GLOBAL_GENERATORS = (("random", "_inst"), ("numpy.random.mtrand", "_rand"))
 _Cached = type(functools.lru_cache(lambda: None))
 
@@ -206,7 +231,7 @@ def _is_found_by_name(obj: Any) -> bool:
     if name not in sys.modules or name == "__main__" or _goes_by_value(name):
         return False
     try:
-        return operator.attrgetter(obj.__qualname__)(sys.modules[name]) is obj
+        return operator.attrgetter(getattr(obj, "__qualname__", obj.__name__))(sys.modules[name]) is obj
     except AttributeError:
         return False
 
@@ -310,6 +335,21 @@ class _ToSimulators(Pickler):
         super().__init__(*args, **kwargs)
         self._names: dict[int, living.Names] = {}  # by ids of modules
         self._digests: dict[int, dict[str, bytes | None]] = {}
+        self._culprits: dict[str, tuple[str, str]] = {}  # by what can't be pickled of it: a name, and of what
+        self._used: set[str] = set()  # names in the code
+
+    def dump(self, value: Any) -> None:
+        try:
+            super().dump(value)
+        except StaysLocal as error:
+            name, module = self._culprits.get(str(error), ("", "__main__"))
+            if module == "__main__" or name in self._used:
+                raise
+            raise _BesideALiveOne(f"{error}, as {name} of {module}", True, error.is_remote) from error
+        except Exception as error:
+            if (culprit := self._culprits.get(str(error))) is None:
+                raise
+            raise pickle.PicklingError("{}, which is {} of {}".format(error, *culprit)) from error
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, (gymnasium.Env, gymnasium.vector.VectorEnv)):
@@ -322,8 +362,10 @@ class _ToSimulators(Pickler):
         elif _is_rllibs_env_runner(obj):
             return SimpleNamespace, (), {"config": obj.config}
         reduced = super().reducer_override(obj)
-        if isinstance(obj, FunctionType) and _is_by_value(reduced) and (module := living.module_of(obj)) is not None:
-            return self._function_of(module, obj, reduced)
+        if isinstance(obj, FunctionType) and _is_by_value(reduced):
+            self._used.update(name for code in codes_in(obj.__code__) for name in code.co_names)
+            module = living.module_of(obj)
+            return reduced if module is None else self._function_of(module, reduced)
         if type(obj) is ModuleType and reduced[-1] is _set_module:
             key = self._names_of(obj).key
             return (
@@ -339,10 +381,10 @@ class _ToSimulators(Pickler):
         if not _is_by_value(reduced):
             return reduced
         make, arguments, (attributes, more), *_, setter = reduced
-        digests = {name: _digest(value) for name, value in attributes.items()}
+        digests = {name: self._digest(name, value, obj.__qualname__) for name, value in attributes.items()}
         return _known_or, (make, arguments), (setter, (attributes, more), digests), *_set_by(living.set_class)
 
-    def _function_of(self, module: ModuleType, function: Any, reduced: Any) -> Any:
+    def _function_of(self, module: ModuleType, reduced: Any) -> Any:
         make, (code, _, *rest), (state, slots), *_, setter = reduced
         names = self._names_of(module)
         told = self._told(module, slots["__globals__"])
@@ -357,8 +399,18 @@ class _ToSimulators(Pickler):
         known = self._digests.setdefault(id(module), {})
         for name, value in values.items():
             if name not in known:
-                known[name] = _digest(value)
+                known[name] = self._digest(name, value, module.__name__)
         return values, {name: known[name] for name in values}
+
+    def _digest(self, name: str, value: Any, of: str) -> bytes | None:
+        """The same for what is the same; None where that can't be said."""
+        digest = hashlib.blake2b(digest_size=16)
+        try:
+            _Digester(_Hash(digest.update), protocol=5).dump(value)
+        except Exception as error:
+            self._culprits.setdefault(str(error), (name, of))
+            return None
+        return digest.digest()
 
 
 def _known_or(make: Callable[..., type], arguments: tuple[Any, ...]) -> type:
@@ -398,17 +450,6 @@ class _Hash(NamedTuple):
     write: Callable[[bytes], Any]
 
 
-def _digest(value: Any) -> bytes | None:
-    """The same for what is the same; None where that can't be said."""
-    digest = hashlib.blake2b(digest_size=16)
-    try:
-        _Digester(_Hash(digest.update), protocol=5).dump(value)
-    except Exception as error:
-        logger.debug("sent anew each time: %s", error)
-        return None
-    return digest.digest()
-
-
 def _is_rllibs_env_runner(value: Any) -> bool:
     """RLlib's environment creators hold the env runner that calls them, of which they read the `config` alone."""
     module = sys.modules.get("ray.rllib.env.env_runner")
@@ -421,7 +462,7 @@ def _load(module: str, name: str) -> Any:
 
 _by_value_lock = threading.Lock()
 _holders: Counter[tuple[str, str]] = Counter()  # (pickler, module) -> how many want it by value just now
-_beside_by_name: dict[str, tuple[int, bool]] = {}  # module name -> (id of the module, is it beside the script)
+_beside_by_name: dict[str, tuple[Any, bool]] = {}  # module name -> (of what that holds, is it beside the script)
 
 
 @contextmanager
@@ -432,7 +473,8 @@ def beside_the_script_by_value(pickler: ModuleType) -> Iterator[None]:
         pickler: cloudpickle, or the copy of it that Ray carries (`ray.cloudpickle`).
     """
     # A copy: as a list of pairs is made, other code may run, and import.
-    modules = [module for name, module in sys.modules.copy().items() if _is_beside_cached(name, module)]
+    folders = _script_folders()
+    modules = [module for name, module in sys.modules.copy().items() if _is_beside_cached(name, module, folders)]
     with _by_value_lock:
         held = [(pickler, module) for module in modules if _hold_by_value(pickler, module)]
     try:
@@ -456,20 +498,25 @@ def _hold_by_value(pickler: ModuleType, module: ModuleType) -> bool:
     return True
 
 
-def _is_beside_cached(name: str, module: ModuleType) -> bool:
+def _is_beside_cached(name: str, module: ModuleType, folders: tuple[str, ...]) -> bool:
     cached = _beside_by_name.get(name)
-    if cached is None or cached[0] != id(module):
+    if cached is None or cached[0] != (id(module), folders):
         # A module object under its own name; aliases would be registered twice.
-        cached = (id(module), getattr(module, "__name__", None) == name and is_beside_the_script(module))
+        is_beside = getattr(module, "__name__", None) == name and is_beside_the_script(module)
+        cached = ((id(module), folders), is_beside)
         _beside_by_name[name] = cached
     return cached[1]
+
+
+# What simulators have, or, as torch, must not get in copies: also where a checkout of it is the working directory.
+_EVERYWHERE = frozenset({"cloudpickle", "gymnasium", "numpy", "ray", "remoterl", "stable_baselines3", "torch"})
 
 
 def is_beside_the_script(module: ModuleType) -> bool:
     """Is this module Python code in the folder of the main script or in a working directory, uninstalled?"""
     path = getattr(module, "__file__", None)
     name = getattr(module, "__name__", "__main__")
-    if name == "__main__" or name.split(".")[0] == "remoterl":
+    if name == "__main__" or name.split(".")[0] in _EVERYWHERE:
         return False
     return is_beside(path) if isinstance(path, str) else is_found_beside(getattr(module, "__spec__", None))
 

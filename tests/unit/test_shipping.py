@@ -392,3 +392,85 @@ def test_a_modules_functions_and_itself_have_the_same_names(beside: Path, tmp_pa
         return settings.size, settings.get_size()
 
     assert in_another_process(ship(made), tmp_path, "value()") == "(7, 7)"
+
+
+def test_private_slots_and_types_with_names_travel(tmp_path: Path) -> None:
+    made = script("""
+        import typing
+
+        Cell = typing.NewType("Cell", int)
+        Given = typing.ParamSpec("Given")
+
+        class Grid:
+            __slots__ = ("size", "__cells")
+            given = Given
+
+            def __init__(self, cells: Cell):
+                self.size, self.__cells = 1, cells
+
+            def cells(self) -> Cell:
+                return Cell(self.__cells)
+
+            cells.__annotations__["return"] = Cell
+
+        def made():
+            return Grid(3).cells(), Grid.cells.__annotations__["return"].__supertype__, Grid.given.__name__
+    """)
+    for data in (ship(made), dumps(made)):
+        assert in_another_process(data, tmp_path, "value()") == str(made())
+
+
+def test_a_module_that_has_made_an_environment_for_itself_goes_by_its_name(beside: Path, tmp_path: Path) -> None:
+    (beside / "common.py").write_text(
+        "import gymnasium\nprobe = gymnasium.make('CartPole-v1')\nN = int(probe.action_space.n)\n"
+        "def make(): return probe\n"
+    )
+    common = importlib.import_module("common")
+    shipped = ship([lambda: common.N])
+    assert unship(shipped)[0]() == 2
+    said = in_another_process(shipped, tmp_path, "value")
+    assert "the live environment" in said and "probe of common" in said and "No module named 'common'" in said
+    for used in (common.make, lambda: common.probe):
+        with pytest.raises(StaysLocal) as caught:
+            ship([used])
+        assert caught.value.live_environment
+
+
+def test_what_can_not_be_pickled_is_named(beside: Path, tmp_path: Path) -> None:
+    (beside / "steps.py").write_text("class Steps:\n    left = (one for one in 'abc')\ndone = (one for one in 'abc')\n")
+    steps = importlib.import_module("steps")
+    made = script("left = (one for one in 'abc')\ndef made(): return left")
+    for value, name in ((lambda: steps, "done of steps"), (steps.Steps, "left of Steps")):
+        assert f"'generator' object, which is {name}" in in_another_process(ship(value), tmp_path, "value")
+    with pytest.raises(StaysLocal, match="generator"):
+        ship(made)
+
+
+def test_where_the_script_goes_its_modules_are_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "walks.py").write_text("def made(): return 3\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    walks = importlib.import_module("walks")
+    try:
+        assert "No module named 'walks'" in in_another_process(ship(walks.made), tmp_path / "elsewhere", "value()")
+        monkeypatch.chdir(tmp_path)
+        assert in_another_process(ship(walks.made), tmp_path / "elsewhere", "value()") == "3"
+    finally:
+        del sys.modules["walks"]
+
+
+def test_a_checkout_of_gymnasium_is_none_of_the_scripts_modules(beside: Path) -> None:
+    for name, is_the_scripts in (("gymnasium.wrappers", False), ("ray", False), ("walks", True)):
+        module = types.ModuleType(name)
+        module.__file__ = str(beside / f"{name}.py")
+        assert is_beside_the_script(module) is is_the_scripts
+
+
+def test_only_a_name_that_is_missing_is_called_so() -> None:
+    class Parsed:
+        def __reduce__(self) -> Any:
+            return getattr, ([], "own_error")
+
+    with pytest.raises(AttributeError, match="'list' object has no attribute 'own_error'"):
+        unship(ship(Parsed()))
