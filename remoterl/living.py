@@ -100,6 +100,11 @@ def set_class(kind: type, state: tuple[Callable[..., Any], tuple[dict[str, Any],
     setter(kind, (_news(attributes, digests, _classes.setdefault(kind, {})), more))
 
 
+def has_arrived(kind: type) -> bool:
+    """Is it a class of the trainer's?"""
+    return kind in _classes
+
+
 def _news(values: dict[str, Any], digests: Digests, arrived: dict[str, bytes]) -> dict[str, Any]:
     """Those that did not arrive like this last time; `arrived` is told."""
     news = {

@@ -153,18 +153,23 @@ def dumps(value: Any) -> bytes:
     return _dumps(value, Pickler)
 
 
-def dumps_back(value: Any, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None) -> bytes:
-    """The same, for where classes came from: those that arrived from there are its own again."""
-    return _dumps(value, _Back, buffer_callback)
+def dumps_back(value: Any) -> bytes:
+    """The same, for the trainer, from where classes came: those that arrived from there are its own again."""
+    return _dumps(value, _Back)
 
 
-def _dumps(
-    value: Any,
-    pickler: type[Pickler],
-    buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None,
-) -> bytes:
+def send_back(value: Any, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None) -> bytes:
+    """The same for what is sent for certain: the trainer's classes go whole but once, then by their ids alone."""
     with io.BytesIO() as buffer:
-        pickler(buffer, protocol=5, buffer_callback=buffer_callback).dump(value)
+        pickler = _Back(buffer, protocol=5, buffer_callback=buffer_callback)
+        pickler.dump(value)
+        _went_back.update(pickler.trainers_own)
+        return buffer.getvalue()
+
+
+def _dumps(value: Any, pickler: type[Pickler]) -> bytes:
+    with io.BytesIO() as buffer:
+        pickler(buffer, protocol=5).dump(value)
         return buffer.getvalue()
 
 
@@ -291,6 +296,8 @@ _ids_of_classes = getattr(cloudpickle.cloudpickle, "_DYNAMIC_CLASS_TRACKER_BY_CL
 _classes_by_id = getattr(cloudpickle.cloudpickle, "_DYNAMIC_CLASS_TRACKER_BY_ID", {})
 _made_here: weakref.WeakSet[type] = weakref.WeakSet()  # pickled here before they had an id
 _pickled_classes: weakref.WeakKeyDictionary[type, bytes | None] = weakref.WeakKeyDictionary()
+_went_back: weakref.WeakSet[type] = weakref.WeakSet()  # to the trainer, from which they came
+_came_back: dict[str, Any] = {}  # by ids: kept, as they may come by these alone
 
 
 def classes_by_value() -> list[type]:
@@ -301,11 +308,17 @@ def classes_by_value() -> list[type]:
 class _Back(Pickler):
     """That of `dumps_back`."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.trainers_own: list[type] = []
+
     def reduce_class(self, obj: type) -> Any:
         known_as = _ids_of_classes.get(obj)
         if known_as is None or obj in _made_here:
             return super().reduce_class(obj)
-        return _own_class, (known_as, _pickled(obj))
+        if living.has_arrived(obj):
+            self.trainers_own.append(obj)
+        return _own_class, (known_as, None if obj in _went_back else _pickled(obj))
 
 
 def _pickled(obj: type) -> bytes | None:
@@ -321,11 +334,12 @@ def _pickled(obj: type) -> bytes | None:
 
 def _own_class(known_as: str, by_value: bytes | None) -> Any:
     own = _classes_by_id.get(known_as)
-    if own is not None:
-        return own
-    if by_value is None:
-        raise pickle.UnpicklingError("its class is not here any more, and can't travel")
-    return cloudpickle.loads(by_value)
+    if own is None:
+        if by_value is None:
+            raise pickle.UnpicklingError("its class is not here any more, and can't travel")
+        own = cloudpickle.loads(by_value)
+    _came_back[known_as] = own
+    return own
 
 
 class _ToSimulators(Pickler):

@@ -24,7 +24,7 @@ import numpy as np
 
 from remoterl.channels.trees import Outline, build, flatten, leaves_of
 from remoterl.messages import InfoTable, RowsStepped, StepRows
-from remoterl.shipping import dumps_back
+from remoterl.shipping import send_back
 
 PREFIX = struct.Struct("<QQQ")  # layout's number (or PICKLED, DEFINITION), bytes of the pickle, bytes of the body
 PICKLED, DEFINITION = 0, 0xFFFF_FFFF
@@ -567,4 +567,4 @@ def _dumps(
         return pickle.dumps(value, protocol=5, buffer_callback=stays_in_the_pickle)
     except (pickle.PicklingError, AttributeError, TypeError, ImportError):
         start_again()
-        return dumps_back(value, stays_in_the_pickle)
+        return send_back(value, stays_in_the_pickle)

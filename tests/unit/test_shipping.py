@@ -4,6 +4,7 @@ import fnmatch
 import functools
 import gc
 import importlib
+import json
 import math
 import pickle
 import random
@@ -474,3 +475,24 @@ def test_only_a_name_that_is_missing_is_called_so() -> None:
 
     with pytest.raises(AttributeError, match="'list' object has no attribute 'own_error'"):
         unship(ship(Parsed()))
+
+
+def test_a_class_goes_back_whole_but_once(tmp_path: Path) -> None:
+    made = script("""
+        sizes = [1] * 10_000
+
+        class Task:
+            def size(self):
+                return len(sizes)
+
+        def made():
+            return Task()
+    """)
+    whole = "open('whole', 'wb').write(encode({'task': value()}))"
+    expression = f"[{whole}, *(open(str(number), 'wb').write(codec._dumps([value()])) for number in range(3))]"
+    sizes = json.loads(in_another_process(ship(made), tmp_path, expression))
+    assert sizes[0] > 10_000 < sizes[1] and sizes[2] == sizes[3] < 1_000
+    made = None
+    gc.collect()
+    tasks = [pickle.loads((tmp_path / str(number)).read_bytes())[0] for number in range(3)]
+    assert [task.size() for task in tasks] == [10_000] * 3 and len(set(map(type, tasks))) == 1
