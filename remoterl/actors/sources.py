@@ -107,6 +107,7 @@ def serve(sources: Mapping[str, Source]) -> None:
     """In an env runner: let them be imported from here on."""
     if sources and _finder not in sys.meta_path:
         sys.meta_path.append(_finder)
+        sys.meta_path.insert(0, _inner_finder)
     _finder.sources.update(sources)
 
 
@@ -120,6 +121,15 @@ class _Finder(importlib.abc.MetaPathFinder):
         if any(name.startswith(f"{fullname}.") for name in self.sources):  # a package without __init__.py
             return ModuleSpec(fullname, None, is_package=True)
         return None
+
+
+class _InnerFinder(importlib.abc.MetaPathFinder):
+    """Of packages that were served: before an older copy, if the trainer's folder has its like on this machine."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        parent = sys.modules.get(fullname.rpartition(".")[0])
+        is_served = isinstance(getattr(getattr(parent, "__spec__", None), "loader", None), _Loader)
+        return _finder.find_spec(fullname) if is_served else None
 
 
 class _Loader(importlib.abc.ExecutionLoader):
@@ -137,3 +147,4 @@ class _Loader(importlib.abc.ExecutionLoader):
 
 
 _finder = _Finder()
+_inner_finder = _InnerFinder()

@@ -78,3 +78,16 @@ def test_a_folder_of_data_is_not_walked(
     assert "sent.inner" in sources_of("sent") and "sent.broken" not in sources_of("sent")
     monkeypatch.setattr(sources, "MAX_ENTRIES", 2)
     assert not sources_of("sent") and "more than 2 files" in caplog.text
+
+
+def test_what_is_served_goes_before_an_older_copy_in_the_same_place(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as trainer:
+        trainer.syspath_prepend(folder / "beside")
+        found = sources_of("sent")
+    monkeypatch.chdir(folder / "elsewhere")
+    part = folder / "beside" / "sent" / "inner" / "part.py"
+    part.write_text("NAME = 'older'\n")
+    serve(found)
+    assert importlib.import_module("sent.inner.part").NAME == "gr\u00fcn"
