@@ -245,7 +245,7 @@ class Session:
         row_ranges = split_rows(len(factories), len(runners))
         fewest = sorted(range(len(runners)), key=lambda index: runners[index].rows)[: len(row_ranges)]
         chosen = [runners[index] for index in sorted(fewest)]
-        shipped = [ship(list(factories[rows.start : rows.stop])) for rows in row_ranges]
+        shipped = _ship_parts([factories[rows.start : rows.stop] for rows in row_ranges])
         self._registered = self._registered_now(self.runners, env_id or "")
         news = [self._news_of(self._registered, runner) for runner in chosen]
         assignments = [
@@ -723,6 +723,16 @@ def open_session(config: TrainerConfig) -> Session | None:
         session.fleet.channels,
     )
     return session
+
+
+def _ship_parts(parts: Sequence[Sequence[Any]]) -> list[bytes]:
+    """What each env runner makes its rows of: pickled once where several make theirs of the same."""
+    shipped: dict[tuple[int, ...], bytes] = {}
+    keys = [tuple(map(id, part)) for part in parts]
+    for key, part in zip(keys, parts, strict=True):
+        if key not in shipped:
+            shipped[key] = ship(list(part))
+    return [shipped[key] for key in keys]
 
 
 def _call_all(functions: Iterable[Callable[[], None]]) -> None:

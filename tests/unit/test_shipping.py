@@ -25,7 +25,7 @@ import pytest
 from gymnasium.envs.registration import EnvSpec
 
 import remoterl
-from remoterl import shipping
+from remoterl import session, shipping
 from remoterl.actors import registry
 from remoterl.actors.sources import lies_beside_the_script
 from remoterl.errors import NotShippableError, UnsupportedError
@@ -496,3 +496,16 @@ def test_a_class_goes_back_whole_but_once(tmp_path: Path) -> None:
     gc.collect()
     tasks = [pickle.loads((tmp_path / str(number)).read_bytes())[0] for number in range(3)]
     assert [task.size() for task in tasks] == [10_000] * 3 and len(set(map(type, tasks))) == 1
+
+
+def test_the_same_factories_are_pickled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(session, "ship", lambda part, ship=ship: asked.append(part) or ship(part))
+    same, other = len, abs
+    parts = session._ship_parts([[same, same], [same, same], [same], [other]])
+    assert asked == [[same, same], [same], [other]] and list(map(unship, parts)) == [
+        [len, len],
+        [len, len],
+        [len],
+        [abs],
+    ]
