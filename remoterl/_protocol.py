@@ -18,7 +18,7 @@ from typing import Any
 
 from remoterl import _version
 
-REVISION = 4  # one more for a change that the definitions don't show: what the same fields and methods mean
+REVISION = 5  # one more for a change that the definitions don't show: what the same fields and methods mean
 MODULES = (
     "remoterl.messages",
     "remoterl.channels.codec",

@@ -64,6 +64,12 @@ _modules: dict[Key, _Living] = {}
 _classes: weakref.WeakKeyDictionary[type, dict[str, bytes]] = weakref.WeakKeyDictionary()
 
 
+def start_anew() -> None:
+    """What arrives next is set as it is, as in a new process."""
+    _modules.clear()
+    _classes.clear()
+
+
 def living_module(key: Key, name: str) -> ModuleType:
     """What stands here for a module of the trainer's."""
     return _living(key, name).module

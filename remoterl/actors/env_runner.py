@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 import psutil
 
+from remoterl import living
 from remoterl import messages as m
 from remoterl._protocol import spoken
 from remoterl.actors import children, directory, registry, shortcuts, warned
@@ -159,6 +160,8 @@ class EnvRunner:
 
     def _open(self, request: m.OpenRows) -> m.RowsOpened:
         self._trainer = dataclasses.replace(self._trainer, restarts=request.restarts)
+        if request.semantics in m.A_PROCESS_EACH and not self._rows.keys() - {request.vector_id}:
+            living.start_anew()  # locally new processes would
         registry.add_news(request.news, self._own_ids)
         if (earlier := self._rows.pop(request.vector_id, None)) is not None:  # the trainer was interrupted as it asked
             earlier.close()

@@ -382,6 +382,44 @@ def test_what_runs_goes_on_as_its_code_arrives_again(beside: Path, tmp_path: Pat
     assert first == same
 
 
+LEVELS = """
+import gymnasium
+
+class Levels(gymnasium.Env):
+    observation_space = action_space = gymnasium.spaces.Discrete(2)
+    level = 0
+
+    def __init__(self):
+        Levels.level += 1
+"""
+OPENER = """
+from gymnasium.vector import AutoresetMode
+from remoterl import messages as m
+from remoterl.actors.env_runner import EnvRunner
+from remoterl.shipping import ship
+
+def levels(factories):
+    runner = EnvRunner(m.TrainerInfo("session", "script", "host", 1))
+
+    def opened(number, semantics):
+        runner._open(m.OpenRows(number, (0,), factories, semantics, AutoresetMode.NEXT_STEP, b""))
+        return runner._call(m.CallRows(number, (0,), "level", ship(((), {})), None)).results[0]
+
+    found = [opened(1, m.Semantics.GYMNASIUM_ASYNC), opened(2, m.Semantics.GYMNASIUM_SYNC)]
+    for number in (1, 2):
+        runner._close(m.CloseRows(number))
+    return [*found, opened(3, m.Semantics.GYMNASIUM_SYNC), runner._close(m.CloseRows(3)) and
+            opened(4, m.Semantics.GYMNASIUM_ASYNC)]
+"""
+
+
+def test_where_locally_processes_would_start_classes_start_anew(beside: Path, tmp_path: Path) -> None:
+    (beside / "course.py").write_text(LEVELS)
+    (tmp_path / "opener.py").write_text(OPENER)
+    shipped = ship(ship([importlib.import_module("course").Levels]))
+    assert in_another_process(shipped, tmp_path, "__import__('opener').levels(value)") == "[1, 2, 3, 1]"
+
+
 def test_a_modules_functions_and_itself_have_the_same_names(beside: Path, tmp_path: Path) -> None:
     (beside / "settings.py").write_text(
         "size = 3\ndef set_size(to):\n    global size\n    size = to\ndef get_size(): return size\n"
