@@ -476,7 +476,8 @@ def _load(module: str, name: str) -> Any:
 
 _by_value_lock = threading.Lock()
 _holders: Counter[tuple[str, str]] = Counter()  # (pickler, module) -> how many want it by value just now
-_beside_by_name: dict[str, tuple[Any, bool]] = {}  # module name -> (of what that holds, is it beside the script)
+# The script's folders -> module name -> (id of the module, is it beside the script)
+_beside_by_name: dict[tuple[str, ...], dict[str, tuple[int, bool]]] = {}
 
 
 @contextmanager
@@ -486,9 +487,7 @@ def beside_the_script_by_value(pickler: ModuleType) -> Iterator[None]:
     Args:
         pickler: cloudpickle, or the copy of it that Ray carries (`ray.cloudpickle`).
     """
-    # A copy: as a list of pairs is made, other code may run, and import.
-    folders = _script_folders()
-    modules = [module for name, module in sys.modules.copy().items() if _is_beside_cached(name, module, folders)]
+    modules = _modules_beside()
     with _by_value_lock:
         held = [(pickler, module) for module in modules if _hold_by_value(pickler, module)]
     try:
@@ -512,14 +511,17 @@ def _hold_by_value(pickler: ModuleType, module: ModuleType) -> bool:
     return True
 
 
-def _is_beside_cached(name: str, module: ModuleType, folders: tuple[str, ...]) -> bool:
-    cached = _beside_by_name.get(name)
-    if cached is None or cached[0] != (id(module), folders):
-        # A module object under its own name; aliases would be registered twice.
-        is_beside = getattr(module, "__name__", None) == name and is_beside_the_script(module)
-        cached = ((id(module), folders), is_beside)
-        _beside_by_name[name] = cached
-    return cached[1]
+def _modules_beside() -> list[ModuleType]:
+    known = _beside_by_name.setdefault(_script_folders(), {})
+    found = []
+    for name, module in sys.modules.copy().items():  # a copy: other code may run meanwhile, and import
+        if (cached := known.get(name)) is None or cached[0] != id(module):
+            # A module object under its own name; aliases would be registered twice.
+            is_beside = getattr(module, "__name__", None) == name and is_beside_the_script(module)
+            cached = known[name] = id(module), is_beside
+        if cached[1]:
+            found.append(module)
+    return found
 
 
 # What simulators have, or, as torch, must not get in copies: also where a checkout of it is the working directory.
