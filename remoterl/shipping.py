@@ -23,10 +23,11 @@ import site
 import sys
 import sysconfig
 import threading
+import types
 import typing
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import BYTECODE_SUFFIXES, EXTENSION_SUFFIXES, SOURCE_SUFFIXES, ModuleSpec
 from types import FunctionType, MemberDescriptorType, ModuleType, SimpleNamespace
@@ -430,7 +431,28 @@ class _ToSimulators(Pickler):
 def _known_or(make: Callable[..., type], arguments: tuple[Any, ...]) -> type:
     """A class that is here already; cloudpickle makes an empty one first, which its bases then list."""
     *_, known_as, _ = arguments
-    return _classes_by_id.get(known_as) or make(*arguments)
+    if (known := _classes_by_id.get(known_as)) is not None:
+        return known
+    kind, name, bases, *rest = arguments
+    if not isinstance(kind, type) or not _are_told(types.resolve_bases(bases)):
+        return make(*arguments)
+    made = make(kind, name, (_Unannounced, *bases), *rest)
+    made.__bases__ = types.resolve_bases(bases)
+    return made
+
+
+def _are_told(bases: Iterable[Any]) -> bool:
+    """Do they have an `__init_subclass__` that came by value, and with it what that has done?"""
+    return any("__init_subclass__" in vars(one) and living.has_arrived(one) for base in bases for one in base.__mro__)
+
+
+class _Unannounced:
+    """A base for as long as a class is made: of it the others were told where it was made first, with its arguments."""
+
+    __slots__ = ()
+
+    def __init_subclass__(cls, **_: Any) -> None:
+        pass
 
 
 def _set_by(setter: Callable[..., None]) -> tuple[None, None, Callable[..., None]]:

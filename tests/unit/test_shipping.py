@@ -547,3 +547,43 @@ def test_the_same_factories_are_pickled_once(monkeypatch: pytest.MonkeyPatch) ->
         [len],
         [abs],
     ]
+
+
+def test_a_base_is_told_of_a_class_but_once(tmp_path: Path) -> None:
+    made = script("""
+        import abc
+        from typing import Generic, TypeVar
+
+        T = TypeVar("T")
+
+        class Told:
+            all = []
+
+            def __init_subclass__(cls, *, key, **more):
+                super().__init_subclass__(**more)
+                cls.key, cls.upper = key, cls.title.upper()
+                Told.all.append(cls)
+
+        class Walk(Told, Generic[T], key="w"):
+            title = "walk"
+
+        class Far(Walk[int], abc.ABC, key="f"):
+            title = "far"
+
+            @abc.abstractmethod
+            def go(self):
+                pass
+
+        class Away(Far, key="a"):
+            title = "away"
+
+            def go(self):
+                return super().key
+
+        def made():
+            bases = [one.__name__ for one in Away.__mro__], Told.__subclasses__() == [Walk], Far.__orig_bases__[0]
+            return [(one.key, one.upper) for one in Told.all], Away().go(), bases
+    """)
+    for data in (ship(made), ship([made, made])):
+        expression = "value() if callable(value) else value[1]()"
+        assert in_another_process(data, tmp_path, expression) == str(made())
