@@ -217,7 +217,7 @@ class Pickler(cloudpickle.Pickler):
         make, arguments, (attributes, more), *rest = (
             reduced  # slots come of `__slots__`; cloudpickle misses private ones
         )
-        attributes = {name: value for name, value in attributes.items() if type(value) is not MemberDescriptorType}
+        attributes = {name: value for name, value in attributes.items() if not _is_slot_of(obj, value)}
         return make, arguments, (attributes, more), *rest
 
 
@@ -259,6 +259,10 @@ def _set_module(module: ModuleType, state: dict[str, Any]) -> None:
 def _is_by_value(reduced: Any) -> bool:
     """Is this what cloudpickle makes of a class or function whose code travels? Only there it sets a state."""
     return isinstance(reduced, tuple) and len(reduced) == 6
+
+
+def _is_slot_of(kind: type, value: Any) -> bool:
+    return type(value) is MemberDescriptorType and value.__objclass__ is kind
 
 
 _ENUMS_OWN = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})  # of a member
