@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import BYTECODE_SUFFIXES, EXTENSION_SUFFIXES, SOURCE_SUFFIXES, ModuleSpec
 from types import FunctionType, MemberDescriptorType, ModuleType, SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import cloudpickle
 import gymnasium
@@ -68,7 +68,11 @@ class StaysLocal(Exception):
 
 
 class _BesideALiveOne(StaysLocal):
-    """A module that is used holds a live environment, which is not what is used of it."""
+    """A module that is used holds a live environment by this name, which is not what is used of it."""
+
+    def __init__(self, message: str, name: str, is_remote: bool) -> None:
+        super().__init__(message, True, is_remote)
+        self.name = name
 
 
 def ship(value: Any) -> bytes:
@@ -83,17 +87,21 @@ def ship(value: Any) -> bytes:
     except Exception as error:
         if isinstance(error, StaysLocal) and not isinstance(error, _BesideALiveOne):
             raise
-        by_value_error = error
+        live = error if isinstance(error, _BesideALiveOne) else None
+        why = str(error) if live else f"{type(error).__name__}: {error}"
     # A module that holds something unpicklable: the simulator may have it installed, or gets its source.
-    logger.debug("not by value: %s", by_value_error)
-    try:
-        named = _dumps(value, _ToSimulators)
-    except StaysLocal:
-        raise
-    except Exception as error:
-        raise StaysLocal(f"{type(error).__name__}: {error}") from error
-    name = "" if isinstance(by_value_error, StaysLocal) else f"{type(by_value_error).__name__}: "
-    return pickle.dumps(_Named(named, f"{name}{by_value_error}"))
+    logger.debug("not by value: %s", why)
+    with io.BytesIO() as buffer:
+        pickler = _ToSimulators(buffer, protocol=5)
+        try:
+            pickler.dump(value)
+        except StaysLocal:
+            raise
+        except Exception as error:
+            raise StaysLocal(f"{type(error).__name__}: {error}") from error
+        if live is not None and live.name in pickler.used:  # by code that the first attempt did not come to
+            raise StaysLocal(why, True, live.is_remote)
+        return pickle.dumps(_Named(buffer.getvalue(), why))
 
 
 def unship(data: bytes) -> Any:
@@ -302,7 +310,7 @@ _classes_by_id = getattr(cloudpickle.cloudpickle, "_DYNAMIC_CLASS_TRACKER_BY_ID"
 _made_here: weakref.WeakSet[type] = weakref.WeakSet()  # pickled here before they had an id
 _pickled_classes: weakref.WeakKeyDictionary[type, bytes | None] = weakref.WeakKeyDictionary()
 _went_back: weakref.WeakSet[type] = weakref.WeakSet()  # to the trainer, from which they came
-_came_back: dict[str, Any] = {}  # by ids: kept, as they may come by these alone
+_came_back: dict[str, Any] = {}  # by ids: kept, as they come by these alone the next time
 
 
 def classes_by_value() -> list[type]:
@@ -355,16 +363,16 @@ class _ToSimulators(Pickler):
         self._names: dict[int, living.Names] = {}  # by ids of modules
         self._digests: dict[int, dict[str, bytes | None]] = {}
         self._culprits: dict[str, tuple[str, str]] = {}  # by what can't be pickled of it: a name, and of what
-        self._used: set[str] = set()  # names in the code
+        self.used: set[str] = set()  # names in the code
 
     def dump(self, value: Any) -> None:
         try:
             super().dump(value)
         except StaysLocal as error:
             name, module = self._culprits.get(str(error), ("", "__main__"))
-            if module == "__main__" or name in self._used:
+            if module == "__main__" or name in self.used:
                 raise
-            raise _BesideALiveOne(f"{error}, as {name} of {module}", True, error.is_remote) from error
+            raise _BesideALiveOne(f"{error}, as {name} of {module}", name, error.is_remote) from error
         except Exception as error:
             if (culprit := self._culprits.get(str(error))) is None:
                 raise
@@ -382,7 +390,7 @@ class _ToSimulators(Pickler):
             return SimpleNamespace, (), {"config": obj.config}
         reduced = super().reducer_override(obj)
         if isinstance(obj, FunctionType) and _is_by_value(reduced):
-            self._used.update(name for code in codes_in(obj.__code__) for name in code.co_names)
+            self.used.update(name for code in codes_in(obj.__code__) for name in code.co_names)
             module = living.module_of(obj)
             return reduced if module is None else self._function_of(module, reduced)
         if type(obj) is ModuleType and reduced[-1] is _set_module:
@@ -422,10 +430,12 @@ class _ToSimulators(Pickler):
         return values, {name: known[name] for name in values}
 
     def _digest(self, name: str, value: Any, of: str) -> bytes | None:
-        """The same for what is the same; None where that can't be said."""
-        digest = hashlib.blake2b(digest_size=16)
+        """The same for what is the same; None where that can't be said, or is too much to look at."""
+        digest = _Hash()
         try:
-            _Digester(_Hash(digest.update), protocol=5).dump(value)
+            _Digester(digest, protocol=5).dump(value)
+        except _TooLargeError:
+            return None
         except Exception as error:
             self._culprits.setdefault(str(error), (name, of))
             return None
@@ -437,26 +447,24 @@ def _known_or(make: Callable[..., type], arguments: tuple[Any, ...]) -> type:
     *_, known_as, _ = arguments
     if (known := _classes_by_id.get(known_as)) is not None:
         return known
-    kind, name, bases, *rest = arguments
-    if not isinstance(kind, type) or not _are_told(types.resolve_bases(bases)):
+    _, _, bases, *_ = arguments
+    with _untold(types.resolve_bases(bases)):
         return make(*arguments)
-    made = make(kind, name, (_Unannounced, *bases), *rest)
-    made.__bases__ = types.resolve_bases(bases)
-    return made
 
 
-def _are_told(bases: Iterable[Any]) -> bool:
-    """Do they have an `__init_subclass__` that came by value, and with it what that has done?"""
-    return any("__init_subclass__" in vars(one) and living.has_arrived(one) for base in bases for one in base.__mro__)
-
-
-class _Unannounced:
-    """A base for as long as a class is made: of it the others were told where it was made first, with its arguments."""
-
-    __slots__ = ()
-
-    def __init_subclass__(cls, **_: Any) -> None:
-        pass
+@contextmanager
+def _untold(bases: Iterable[Any]) -> Iterator[None]:
+    """An `__init_subclass__` of the trainer's isn't called: it was there, with its arguments; what it did arrives."""
+    everyone = {one for base in bases for one in getattr(base, "__mro__", ())}
+    told = [one for one in everyone if "__init_subclass__" in vars(one) and living.has_arrived(one)]
+    own = [(one, vars(one)["__init_subclass__"]) for one in told]
+    try:
+        for one in told:
+            type.__setattr__(one, "__init_subclass__", classmethod(lambda cls, **_: None))
+        yield
+    finally:
+        for one, method in own:
+            type.__setattr__(one, "__init_subclass__", method)
 
 
 def _set_by(setter: Callable[..., None]) -> tuple[None, None, Callable[..., None]]:
@@ -484,10 +492,31 @@ def _stands_for(number: int = 0) -> int:
     return number
 
 
-class _Hash(NamedTuple):
-    """A file that only its hash is kept of."""
+class _TooLargeError(Exception):
+    pass
 
-    write: Callable[[bytes], Any]
+
+class _Hash:
+    """A file that only its hash is kept of.
+
+    Raises:
+        _TooLargeError: it has more than `MAX_BYTES`.
+    """
+
+    MAX_BYTES = 4_000_000
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=16)
+        self._left = self.MAX_BYTES
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._left -= len(memoryview(data).cast("B"))
+        if self._left < 0:
+            raise _TooLargeError
+        self._hash.update(data)
+
+    def digest(self) -> bytes:
+        return self._hash.digest()
 
 
 def _is_rllibs_env_runner(value: Any) -> bool:

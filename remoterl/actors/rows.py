@@ -81,6 +81,7 @@ class Rows(ABC):
         # Those reset to be looked at: the seed, and what the reset returned; None once anything else was done to them.
         self._dressed: dict[int, tuple[int | None, Any] | None] = {}
         self._share = False  # has any row returned an array or dict that another one returned?
+        self._has_looked = False  # at a step
         self._looks = len(factories) > 1  # is what rows return copied at once: they share, or may do so, after a reset
         try:
             self._each(range(len(factories)), lambda row: self.envs.__setitem__(row, _made(factories[row])))
@@ -121,9 +122,10 @@ class Rows(ABC):
         self._bare = set(range(len(self))) - self._dressed.keys()
 
     def _look(self, returned: Sequence[Any], after_reset: bool = False) -> None:
-        """What rows return is not copied in further steps, unless they share it."""
+        """What rows return is not copied in steps, unless they share it in a reset or in the first step."""
         self._share = self._share or _have_in_common(returned)
-        self._looks = self._share or (after_reset and len(self) > 1)
+        self._looks = self._share or (after_reset and len(self) > 1 and not self._has_looked)
+        self._has_looked = not after_reset or self._has_looked
 
     def _dress(self, row: int) -> None:
         """Who looks at a revived row before it is reset sees the start of the episode that the reset will begin.
@@ -132,6 +134,7 @@ class Rows(ABC):
         """
         if row in self._bare:
             seed = self._fresh_seeds.get(row)
+            self._dressed[row] = None
             with contextlib.suppress(Exception):  # without options, say: it is raised where the row is really reset
                 self._dressed[row] = seed, self.envs[row].reset(seed=seed)
             self._bare.discard(row)
@@ -140,6 +143,12 @@ class Rows(ABC):
         """A call or an assignment may have changed it: the next reset is to see that, and not to be spared."""
         if row in self._dressed:
             self._dressed[row] = None
+
+    def _go_on(self, row: int) -> None:
+        """It is stepped without a reset: the episode that was looked at goes on."""
+        if row in self._dressed:
+            del self._dressed[row]
+            self._fresh_seeds.pop(row, None)
 
     def _undress(self, row: int) -> None:
         """Another reset comes: the episode that was only looked at ends here."""
@@ -189,6 +198,7 @@ class Rows(ABC):
             arguments: makes them anew, for each row that is a process.
         """
         shared = None if self.are_processes else arguments()
+        given = [array.copy() for array in arrays_among(*shared)] if shared else []
 
         def one(row: int) -> Any:
             args, kwargs = shared or arguments()
@@ -200,7 +210,9 @@ class Rows(ABC):
             return _read(attribute, name)
 
         results = self._each(self._local(rows), one)
-        return RowsCalled(results, arrays_among(*shared) or None if shared else None)
+        arrays = arrays_among(*shared) if shared else []
+        written = any(ours.tobytes() != theirs.tobytes() for ours, theirs in zip(given, arrays, strict=True))
+        return RowsCalled(results, arrays if written else None)
 
     def _about_to_call(self, row: int, name: str, args: Any, kwargs: Any) -> Any:
         """What becomes of the row's episode; returns the keyword arguments, with the seed of a revived row's reset."""
@@ -209,7 +221,7 @@ class Rows(ABC):
             seed = self._seed(row, kwargs.get("seed"))
             return kwargs if seed is None or args else {**kwargs, "seed": seed}
         if name == "step":
-            self._dressed.pop(row, None)
+            self._go_on(row)
         elif name not in LOOKS:
             self._touch(row)
         return kwargs
@@ -344,6 +356,7 @@ class GymnasiumRows(Rows):
         errors: list[RowError] = []
         returned: list[Any] = []
         looks = self._looks
+        dressed = self._dressed
         next_step = self._mode == AutoresetMode.NEXT_STEP
         same_step = self._mode == AutoresetMode.SAME_STEP
         refuses = self._refuses_finished_rows and not next_step and not same_step
@@ -357,6 +370,8 @@ class GymnasiumRows(Rows):
                             f"row {self.row_numbers[row]} is finished and autoreset_mode is DISABLED: reset it first, "
                             "with options={'reset_mask': ...}"
                         )
+                    if dressed:
+                        self._go_on(row)
                     observation, rewards[row], terminations[row], truncations[row], info = env.step(actions[row])
                     observations[row] = observation
                     if same_step and (terminations[row] or truncations[row]):
@@ -493,10 +508,11 @@ class AsyncRows(UnsharedAsyncRows):
     def reset(
         self, seeds: Sequence[int | None], options: Sequence[dict | None], mask: Sequence[bool] | None
     ) -> RowsReset:
-        zeros = iterate(batch_space(self._space, len(self)), copy.deepcopy(self._buffer)) if mask is not None else ()
-        for row, zero in enumerate(zeros):
-            if self._observations[row] is None:  # never reset: the memory is as it was made
-                self._observations[row] = zero
+        if mask is not None and any(one is None for one in self._observations):
+            zeros = iterate(batch_space(self._space, len(self)), copy.deepcopy(self._buffer))
+            for row, zero in enumerate(zeros):
+                if self._observations[row] is None:  # never reset: the memory is as it was made
+                    self._observations[row] = zero
         return super().reset(seeds, options, mask)
 
     def _stored(self, space: spaces.Space, value: Any) -> Any:
@@ -652,6 +668,7 @@ class WholeRows(Rows):
             reset, nothing = self.reset([None], [None], None), np.zeros(self.num_rows)
             over = nothing.astype(np.bool_)
             return RowsStepped(reset.observations, nothing, over, over.copy(), [(0, reset.infos[0][1], None)], [])
+        self._go_on(0)
         try:
             observation, reward, terminated, truncated, info = self.envs[0].step(actions)
         except BaseException as error:

@@ -34,6 +34,8 @@ def becoming_remote(
 
     @functools.wraps(original)
     def __init__(self: Any, env_fns: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        if (stands_for := vars(type(self)).get("LOCAL_CLASS")) is not None:  # by `type(vec)(fns)`
+            self.__class__ = stands_for
         env_fns = list(env_fns)
         bound = signature.bind(self, env_fns, *args, **kwargs)
         bound.apply_defaults()

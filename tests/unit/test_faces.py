@@ -11,12 +11,14 @@ import comparing
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 from test_core_model import World, host_of
 
 from remoterl import messages as m
+from remoterl.actors.rows import WholeRows
 from remoterl.errors import UnsupportedError
 from remoterl.patches import gymnasium as gymnasium_patches
 from remoterl.patches import stable_baselines3 as sb3_patches
@@ -195,6 +197,8 @@ def test_rows_that_share_nothing_are_not_copied_for_long() -> None:
             assert rows._looks
             vec.step(STILL)
             assert not rows._looks
+            vec.reset()
+            assert not rows._looks
 
 
 # ---- processes -------------------------------------------------------------------------------------------------------
@@ -303,6 +307,27 @@ def test_the_episode_that_was_looked_at_is_the_one_that_begins(look: str, seed: 
         assert sync.step(STILL)[0][0].tolist() == seen.tolist()
 
 
+def test_an_episode_that_was_looked_at_and_went_on_is_not_begun_again() -> None:
+    """Where a script takes no notice of the truncation."""
+    with remote():
+        vec = AsyncVectorEnv([CartPoleEnv] * 2, autoreset_mode=AutoresetMode.DISABLED)
+        vec.reset(seed=1)
+        lose(vec)
+        assert vec.step(STILL)[3].all()
+        started = vec.get_attr("state")[0]
+        for _ in range(9):
+            vec.step(STILL)
+        observation = vec.reset()[0][0]
+        assert np.allclose(observation, vec.get_attr("state")[0]) and not np.allclose(observation, started)
+    whole = WholeRows([CartPoleEnv], [0])
+    whole.revive([5], None)
+    whole.call([0], "state", lambda: ((), {}), False, m.Target.UNWRAPPED)
+    for _ in range(9):
+        whole.step(0)
+    observation = whole.reset([None], [None], None).observations
+    assert np.allclose(observation, whole.envs[0].unwrapped.state)  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("touch", ["call", "assignment"])
 def test_an_episode_that_was_changed_is_not_the_one_that_begins(touch: str) -> None:
     """What a call or an assignment does may count for the next reset."""
@@ -339,6 +364,13 @@ def test_a_monitor_that_needs_what_nobody_gives_can_be_asked() -> None:
         assert vec.get_attr("steps") == [0, 0]
         with pytest.raises(ValueError, match="options"):
             vec.step(STILL)
+        strict = make_vec_env(Counting, 2, monitor_kwargs={"reset_keywords": ("options",), "allow_early_resets": False})
+        strict.set_options({"level": 3})
+        strict.reset()
+        lose(strict)
+        assert strict.get_attr("steps") == [0, 0]
+        strict.set_options({"level": 3})
+        strict.reset()
 
 
 def test_a_row_that_was_reset_by_position_stays_so() -> None:
@@ -415,6 +447,15 @@ def test_another_of_the_same_type(local_class: Any) -> None:
         return seen
 
     compare(story)
+
+    class Named(local_class):
+        def __init__(self, fns: Any) -> None:
+            local_class.__init__(self, fns, **how)
+
+    with remote():
+        named = Named([Counting])
+        again = type(named)([Counting])
+        assert type(again) is type(named) and len(type(again).__mro__) == len(type(named).__mro__)
     with remote() as world:
         train, own = local_class([Counting]), Own([Counting])
         other, again = type(train)([Counting]), own.again()

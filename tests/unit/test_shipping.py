@@ -469,9 +469,9 @@ def test_a_module_that_has_made_an_environment_for_itself_goes_by_its_name(besid
     assert unship(shipped)[0]() == 2
     said = in_another_process(shipped, tmp_path, "value")
     assert "the live environment" in said and "probe of common" in said and "No module named 'common'" in said
-    for used in (common.make, lambda: common.probe):
+    for used in ([common.make], [lambda: common.probe], [lambda: common.N, lambda: common.probe]):
         with pytest.raises(StaysLocal) as caught:
-            ship([used])
+            ship(used)
         assert caught.value.live_environment
 
 
@@ -547,6 +547,35 @@ def test_the_same_factories_are_pickled_once(monkeypatch: pytest.MonkeyPatch) ->
         [len],
         [abs],
     ]
+
+
+@pytest.mark.parametrize("base", ["", "gymnasium.Env", "Generic[T]", "abc.ABC", "Protocol"])
+@pytest.mark.parametrize("body", ["", "__slots__ = ('own',)"])
+def test_a_base_that_keeps_no_list_of_what_it_is_told(tmp_path: Path, base: str, body: str) -> None:
+    made = script(f"""
+        import abc
+        from typing import Generic, Protocol, TypeVar
+
+        import gymnasium
+
+        T = TypeVar("T")
+
+        class Told({base}):
+            {body}
+            def __init_subclass__(cls, *, key, **more):
+                super().__init_subclass__(**more)
+                cls.key = key
+
+        class Walk(Told, key="w"):
+            pass
+
+        class Far(Walk, key="f"):
+            pass
+
+        def made():
+            return Walk.key, Far().key, [one.__name__ for one in Far.__mro__]
+    """)
+    assert in_another_process(ship(made), tmp_path, "value()") == str(made())
 
 
 def test_a_base_is_told_of_a_class_but_once(tmp_path: Path) -> None:
