@@ -31,9 +31,9 @@ def init(**arguments: Any) -> bool:
     config = make_config(**arguments)
     ensure_visible()
     if isinstance(config, TrainerConfig) and getattr(multiprocessing.current_process(), "_inheriting", False):
-        logger.info(
-            "init() is left out, and returns False: this is a child process that reads the script again as it starts "
-            "(multiprocessing, by spawn or forkserver). What it makes is made in it."
+        logger.warning(
+            "init() is left out, and returns False: a child process of multiprocessing (spawn, forkserver) reads the "
+            "script again as it starts. What it makes is made in it."
         )
         return False
     with _lock:

@@ -69,7 +69,7 @@ class Fleet:
         self._told_differ: set[str] = set()  # simulators
         self._other_version: set[str] = set()  # nodes where another version was installed since the session began
         self._ended = False
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
 
     def living(self) -> list[RunnerLink]:
         """Those that are not known to be lost."""
@@ -106,6 +106,7 @@ class Fleet:
             reservation, self._reservation = self._reservation, None
             return self._create_granted(capacity.take(reservation), deadline)
         if self.reserved is not None:
+            self._go_on()
             while not (units := self.reserved.take(at_most)) and time.monotonic() + RETRY_PERIOD_S < deadline:
                 time.sleep(RETRY_PERIOD_S)
                 self._go_on()
@@ -118,7 +119,7 @@ class Fleet:
         while True:
             self._go_on()
             simulators = directory.find_simulators(deadline, labels=labels)
-            free = capacity.free_units(simulators, deadline)
+            free = self._free_units(simulators, deadline)
             if not waited and not self.runners and sum(free.values()) < wanted and capacity.is_autoscaling():
                 grant = capacity.wait_for_autoscaler(wanted, labels, deadline, self._go_on)
                 if grant is not None:
@@ -145,18 +146,26 @@ class Fleet:
         """As many as the trainer asks for again, after some made room for RLlib's: on units that are free now."""
         if not self._made_room:
             return
-        deadline = _after(ENV_RUNNER_START_S)
-        if self.reserved is not None:
-            units = self.reserved.take(len(self.reserved.nodes) - len(self.runners))
-            self._made_room = not units
-            if units:
-                self._create_granted(self.reserved, deadline, units)
+        wanted = self._config.total_env_runners if self.reserved is None else len(self.reserved.nodes)
+        deadline, missing = _after(ENV_RUNNER_START_S), wanted - len(self.runners)
+        self._made_room = missing > 0
+        if not self._made_room:
             return
-        simulators = directory.find_simulators(deadline, labels=self._config.labels, refuse_others=False)
+        self._go_on()
+        if self.reserved is not None:
+            if units := self.reserved.take(missing):
+                self.last_failure = ""
+                self._create_granted(self.reserved, deadline, units)
+        else:
+            simulators = directory.find_simulators(deadline, labels=self._config.labels, refuse_others=False)
+            places = _spread(simulators, self._free_units(simulators, deadline), missing)
+            self.runners += self._create(places, deadline) if places else []
+        self._made_room = len(self.runners) < wanted
+
+    def _free_units(self, simulators: list[directory.SimulatorHandle], deadline: float) -> dict[str, int]:
+        """By nodes; not where another version was installed."""
         free = capacity.free_units(simulators, deadline)
-        places = _spread(simulators, free, self._config.total_env_runners - len(self.runners))
-        self._made_room = not places
-        self.runners += self._create(places, deadline) if places else []
+        return {node: count for node, count in free.items() if node not in self._other_version}
 
     def _say_whether_fewer(self, wanted: int) -> bool:
         """A warning where there are fewer than wanted; True."""
@@ -418,7 +427,7 @@ class Fleet:
         Raises:
             EnvRunnerLostError: the session's `max_restarts` are used up, or there is no place for `restart_timeout_s`.
         """
-        with self._lock:
+        with self.lock:
             if lost.replaced_by is not None and can_make(lost.replaced_by):
                 return lost.replaced_by
             # Those that went with it, with their simulator, are started at the same time.
@@ -528,7 +537,7 @@ class Fleet:
 
     def move_idle(self, wanted_there: Callable[[directory.SimulatorHandle], bool]) -> list[RunnerLink]:
         """Env runners on these simulators, in place of those that have no rows, as far as there are units for them."""
-        with self._lock:
+        with self.lock:
             idle = [runner for runner in self.living() if runner.rows == 0]
             if not idle or self._grant is not None:  # granted units are where they are
                 return []
@@ -545,7 +554,7 @@ class Fleet:
 
     def let_go_idle(self) -> bool:
         """End the env runners that have no rows; were there any? Their units are free soon."""
-        with self._lock:
+        with self.lock:
             idle = [runner for runner in self.runners if runner.rows == 0]
             for runner in idle:
                 self.let_go(runner)

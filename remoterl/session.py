@@ -340,11 +340,9 @@ class Session:
     def let_go_idle(self) -> bool:
         """See `patches.backend.Backend.let_go_idle`."""
         self._require_hub()
-        with self._lock:
-            freed = self.fleet.let_go_idle()
-            if freed:
-                self._freed_until = time.monotonic() + KILL_S
-            return freed
+        if freed := self.fleet.let_go_idle():
+            self._freed_until = time.monotonic() + KILL_S
+        return freed
 
     def units(self) -> tuple[int, int] | None:
         """See `patches.backend.Backend.units`."""
@@ -442,13 +440,13 @@ class Session:
 
         if self._closed:  # from another thread; what would be started now, nobody would end
             raise EnvRunnerLostError(f"{error} Its session was closed meanwhile.")
-        if self._watch is not None and not self._watch.answers():
-            self._lose_the_hub(self._watch.why())
-        self._require_hub()
+        self._go_on()
         anywhere = not env_id or ":" in env_id or knows(trainers_registry, env_id)
         try:
             return self.fleet.replace(lost, error, lambda runner: anywhere or knows(runner.environments, env_id))
         except Exception as reason:
+            if self._closed:
+                raise EnvRunnerLostError(f"{error} Its session was closed meanwhile.") from reason
             # Ray says it in more than one way; the last is where it had noticed before it was asked.
             if isinstance(reason, (ConnectionError, ray.exceptions.RaySystemError)) or not ray.is_initialized():
                 self._lose_the_hub("Ray has lost its connection to it" if self._watch is None else self._watch.why())
@@ -611,16 +609,16 @@ class Session:
         if self.connection.kind != "existing":
             _call_all(self._disconnected)
 
-    def _before_rays_shutdown(self) -> bool:
+    def _before_rays_shutdown(self, for_good: bool) -> bool:
         """The script has called `ray.shutdown()`: close the session. False where it stays, and Ray with it."""
-        if self.is_of_a_command and not self._used:  # scripts do so to begin with nothing
+        if self.is_of_a_command and not self._used and not for_good:  # scripts do so to begin with nothing
             logger.info(
                 "ray.shutdown() is left out: no environment is made yet, and `remoterl run` has opened the session."
             )
             return False
         if not self._closed:
             self.close()
-            logger.warning(
+            logger.info(
                 "ray.shutdown() has ended remoterl's session: environments are made on this machine from here on."
             )
         return True
@@ -628,7 +626,7 @@ class Session:
     def _let_waiting_end(self) -> None:
         """Other threads that wait for units see it, before the connection is gone: Ray would start a cluster here."""
         deadline = time.monotonic() + CLOSE_TIMEOUT_S
-        for lock in (self._making_room, self._placing):
+        for lock in (self._making_room, self._placing, self.fleet.lock):
             if lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
                 lock.release()
 

@@ -8,6 +8,7 @@ import os
 import runpy
 import sys
 import types
+import zipfile
 from typing import Annotated
 
 import typer
@@ -55,7 +56,8 @@ def run(
         with tracebacks.shown(RemoteRLError):  # the script's, not the command line's
             if module:
                 sys.path.insert(0, os.getcwd())
-                runpy.run_module(script, run_name="__main__", alter_sys=True)
+                sys.modules["__main__"] = types.ModuleType("__main__")
+                runpy._run_module_as_main(script)  # type: ignore[attr-defined] # what `python -m` itself calls
             else:
                 _run_script(script)
 
@@ -63,9 +65,12 @@ def run(
 def _run_script(script: str) -> None:
     """As Python does it: the script stays `__main__` until its threads and its handlers of the end are done."""
     path = os.path.abspath(script)
+    if zipfile.is_zipfile(path) or path.endswith(".pyc"):
+        runpy.run_path(path, run_name="__main__")
+        return
     sys.path.insert(0, os.path.dirname(os.path.realpath(script)))
     loader = importlib.machinery.SourceFileLoader("__main__", path)
     main = types.ModuleType("__main__")
-    vars(main).update(__file__=path, __loader__=loader, __builtins__=builtins)
+    vars(main).update(__file__=path, __loader__=loader, __builtins__=builtins, __cached__=None)
     sys.modules["__main__"] = main
     exec(loader.source_to_code(loader.get_data(path), path), vars(main))

@@ -18,13 +18,15 @@ OF_OUTPUT = {
 }  # fmt: skip
 
 
-def table(context: Any, end_session: Callable[[], bool]) -> tuple[Patch, ...]:
+def table(context: Any, end_session: Callable[[bool], bool]) -> tuple[Patch, ...]:
     """The patches.
 
     Args:
         context: what a bare `ray.init()` gives while the session lives.
-        end_session: called before `ray.shutdown()` does its work; False where that is left out.
+        end_session: called before `ray.shutdown()` does its work; False where that is left out, which its argument
+            rules out.
     """
+    left_out = False
 
     def init(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
@@ -39,6 +41,8 @@ def table(context: Any, end_session: Callable[[], bool]) -> tuple[Patch, ...]:
                         ", ".join(ignored), "has" if len(ignored) == 1 else "have",
                     )  # fmt: skip
                 return context
+            if left_out and ray.is_initialized():  # of the script it is not
+                end_session(True)
             return original(address, **kwargs)
 
         return ray_init
@@ -46,7 +50,9 @@ def table(context: Any, end_session: Callable[[], bool]) -> tuple[Patch, ...]:
     def shutdown(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def ray_shutdown(*args: Any, **kwargs: Any) -> Any:
-            return original(*args, **kwargs) if end_session() else None
+            nonlocal left_out
+            left_out = not end_session(False)
+            return None if left_out else original(*args, **kwargs)
 
         return ray_shutdown
 

@@ -22,6 +22,7 @@ from remoterl.cluster import auth, connection
 from remoterl.config import make_config, parse_address
 from remoterl.errors import CapacityError, HubLostError, RemoteRLError, UnknownEnvironmentError
 from remoterl.fleet import Fleet
+from remoterl.patches import ray as ray_patches
 from remoterl.session import Session
 from remoterl.vector.core import VectorCore
 
@@ -117,13 +118,25 @@ def test_another_address_than_the_open_connections(asked: str, there: bool) -> N
 def test_rays_shutdown_at_the_head_of_a_commands_script(caplog: pytest.LogCaptureFixture) -> None:
     session = Session(connection.Connection("driver", "hub:6379", None, lambda: None), make_config(**DEFAULTS))
     session.is_of_a_command = True
-    assert not session._before_rays_shutdown() and not session.closed
+    assert not session._before_rays_shutdown(False) and not session.closed
     assert "ray.shutdown() is left out" in caplog.text
     with session.room_for({}, "an algorithm"):
         pass
-    assert session._before_rays_shutdown() and session.closed
-    assert session._before_rays_shutdown()
+    assert session._before_rays_shutdown(False) and session.closed
+    assert session._before_rays_shutdown(False)
     assert caplog.text.count("ray.shutdown() has ended remoterl's session") == 1
+
+
+def test_a_script_that_takes_another_ray_ends_the_session_after_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bool] = []
+    init, shutdown = ray_patches.table("ours", lambda for_good: bool(told.append(for_good)) or for_good)
+    ray_init = init.replacement(lambda address, **_: address)
+    ray_shutdown = shutdown.replacement(lambda: "ended")
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    assert ray_init("elsewhere:6379") == "elsewhere:6379" and told == []  # Ray says what it thinks of that
+    assert ray_shutdown() is None and told == [False]
+    assert ray_init() == "ours" and told == [False]
+    assert ray_init("elsewhere:6379") == "elsewhere:6379" and told == [False, True]
 
 
 def test_lines_are_not_doubled_where_the_script_shows_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -252,7 +252,7 @@ def test_a_second_replacement_of_the_same_one_is_the_sessions() -> None:
 
 
 def test_those_that_made_room_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As soon as units are free, and once: fewer may be as many as there are now."""
+    """As soon as units are free, some now and the others when theirs are; then nobody is asked any more."""
     trainers = Fleet(SimpleNamespace(labels={}, total_env_runners=4, reservation=None), None, SimpleQueue())  # type: ignore[arg-type]
     free = {"a": 2}
     looks: list[Any] = []
@@ -270,6 +270,6 @@ def test_those_that_made_room_come_back(monkeypatch: pytest.MonkeyPatch) -> None
     trainers.top_up()
     assert len(trainers.runners) == 1
     free = {"a": 2}
-    for _ in range(2):
+    for now, asked in ((3, 2), (4, 3), (4, 3)):
         trainers.top_up()
-        assert len(trainers.runners) == 3 and len(looks) == 2
+        assert (len(trainers.runners), len(looks)) == (now, asked)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import py_compile
 import signal
 import subprocess
 import sys
+import zipapp
 from pathlib import Path
 
 from processes import clean_environment
@@ -49,6 +51,29 @@ def test_where_a_script_lies(tmp_path: Path) -> None:
     assert json.loads(ours[0]) == json.loads(ours[1]) == expected
 
 
+def test_a_module_and_what_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(
+        "import atexit, os, sys\n"
+        "class Mine: pass\n"
+        "def say():\n"
+        "    import __main__\n"
+        "    print(__main__.Mine.__name__, os.path.basename(sys.argv[0]), sys.argv[1:], __name__, __main__.__file__)\n"
+        "atexit.register(say)\n"
+    )
+    as_module = subprocess.run(
+        [sys.executable, "-m", "train", "7"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    ours = run("-m", "train", "7", folder=tmp_path)
+    assert ours.stdout.splitlines()[-1] == as_module.stdout.strip(), ours.stderr
+    assert "No module named nothing_of_it" in run("-m", "nothing_of_it", folder=tmp_path).stderr
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "__main__.py").write_text("print('packed')\n")
+    zipapp.create_archive(tmp_path / "app", tmp_path / "app.pyz")
+    py_compile.compile(str(tmp_path / "app" / "__main__.py"), str(tmp_path / "compiled.pyc"))
+    for name in ("app.pyz", "compiled.pyc"):
+        assert run(name, folder=tmp_path).stdout.splitlines()[-1] == "packed"
+
+
 def test_ctrl_c_in_a_script_is_pythons(tmp_path: Path) -> None:
     """A shell's loop over seeds stops with it."""
     script = tmp_path / "train.py"
@@ -88,5 +113,7 @@ def test_a_child_that_reads_the_script_again_opens_no_session(tmp_path: Path) ->
     )  # fmt: skip
     said = done.stdout.splitlines()
     assert [line for line in said if not line.startswith("init()")] == ["False", "spawn", "False", "forkserver"]
-    assert sum("init() is left out, and returns False: this is a child process" in line for line in said) == 2
+    assert (
+        sum("init() is left out, and returns False: a child process of multiprocessing" in line for line in said) == 2
+    )
     assert "No hub answers" not in done.stdout + done.stderr
