@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from remoterl._logging import logger
 from remoterl.actors import registry
 from remoterl.attendant import Attendant, AttendantEndedError
+from remoterl.beside import is_installed
 from remoterl.cluster import auth, connection, probe
 from remoterl.cluster.node import Node, NodeFailedError, Ports
 from remoterl.config import Address, SimulatorConfig, parse_address
 from remoterl.errors import AuthenticationError, ConfigurationError, RemoteRLError, VersionMismatchError
-from remoterl.shipping import is_installed
 
 WATCH_PERIOD_S = 0.5
 REJOIN_ATTEMPT_S = 20.0

@@ -13,7 +13,6 @@ import contextlib
 import copy
 import inspect
 import os
-import reprlib
 import sys
 import traceback
 from abc import ABC, abstractmethod
@@ -29,12 +28,22 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
 from remoterl.actors.apart import apart
+from remoterl.actors.batching import (
+    batched,
+    column,
+    have_in_common,
+    leaves,
+    misfit,
+    stack,
+    tabled,
+    with_arrays,
+    writeable,
+)
 from remoterl.actors.monitor import SB3_MONITOR, Monitor, require_gymnasium_env
 from remoterl.actors.registry import portable_spec
 from remoterl.messages import (
     A_PROCESS_EACH,
     ARRAY_SPACES,
-    InfoTable,
     RemoteMethod,
     RemoteObject,
     RowError,
@@ -123,7 +132,7 @@ class Rows(ABC):
 
     def _look(self, returned: Sequence[Any], after_reset: bool = False) -> None:
         """What rows return is not copied in steps, unless they share it in a reset or in the first step."""
-        self._share = self._share or _have_in_common(returned)
+        self._share = self._share or have_in_common(returned)
         self._looks = self._share or (after_reset and len(self) > 1 and not self._has_looked)
         self._has_looked = not after_reset or self._has_looked
 
@@ -392,7 +401,7 @@ class GymnasiumRows(Rows):
         if looks:
             self._look(returned)
         try:
-            ends = _column(terminations + truncations, np.bool_)
+            ends = column(terminations + truncations, np.bool_)
             terminated_rows, truncated_rows = ends[:num_rows], ends[num_rows:]
             self._finished = [ended or cut for ended, cut in zip(terminations, truncations, strict=True)]
             return RowsStepped(
@@ -400,7 +409,7 @@ class GymnasiumRows(Rows):
                 self._rewards(rewards),
                 terminated_rows,
                 truncated_rows,
-                _tabled(infos, num_rows),
+                tabled(infos, num_rows),
                 [],
             )
         except Exception as error:
@@ -408,7 +417,7 @@ class GymnasiumRows(Rows):
             def fits(row: int) -> None:
                 self._require_fit(row)
                 self._rewards([rewards[row]])
-                _column([terminations[row], truncations[row]], np.bool_)
+                column([terminations[row], truncations[row]], np.bool_)
 
             self._name_misfits(error, fits)
 
@@ -426,14 +435,14 @@ class GymnasiumRows(Rows):
 
     def _info_taken(self, info: Any) -> Any:
         """The same of an info, whose arrays Gymnasium puts into others at once."""
-        return _with_arrays(info, lambda array: array.copy())
+        return with_arrays(info, lambda array: array.copy())
 
     def _final(self, info: Any) -> Any:
         """An episode's last info, as it was before the reset."""
         return self._info_taken(info)
 
     def _rewards(self, values: list[Any]) -> np.ndarray:
-        return _column(values, np.float64)
+        return column(values, np.float64)
 
     def revive(self, seeds: Sequence[int | None], observations: Any) -> None:
         super().revive(seeds, observations)
@@ -456,7 +465,7 @@ class GymnasiumRows(Rows):
                 self._beside(part, [value[index] for value in values], buffer[index], rooms)
                 for index, part in enumerate(space.spaces)
             )
-        batch = _batched(values, buffer, next(rooms, None))
+        batch = batched(values, buffer, next(rooms, None))
         if batch is not None:
             return batch
         return concatenate(space, [self._stored(space, value) for value in values], buffer)
@@ -470,7 +479,7 @@ class GymnasiumRows(Rows):
         try:
             self._beside(self._space, [observation], create_empty_array(self._space, n=1, fn=np.zeros), iter(()))
         except Exception as error:
-            raise _misfit(error, observation, self._space) from error
+            raise misfit(error, observation, self._space) from error
 
 
 class UnsharedAsyncRows(GymnasiumRows):
@@ -533,7 +542,7 @@ class StableBaselinesRows(Rows):
         self._space = self.envs[0].observation_space
         self._batches: dict[Any, np.ndarray] = {}  # written anew at each step: a reply is sent before the next one
         self._observations: list[Any] = [None] * len(self)
-        for key, space in _leaves(self._space) if buffers else ():
+        for key, space in leaves(self._space) if buffers else ():
             if space.shape is None:
                 with contextlib.suppress(RowsError):
                     self.close()
@@ -593,19 +602,19 @@ class StableBaselinesRows(Rows):
             self._look(returned)
         try:
             if self._buffers:
-                columns = _column(rewards, np.float32), _column(dones, np.bool_)
+                columns = column(rewards, np.float32), column(dones, np.bool_)
             else:
-                columns = _stack(rewards), _stack(dones)
-            told = _tabled(infos, len(self))
+                columns = stack(rewards), stack(dones)
+            told = tabled(infos, len(self))
             if type(told) is list:  # the local classes copy or pickle them, which makes read-only arrays writeable
-                told = [(row, _with_arrays(info, _writeable), None) for row, info, _ in told]
+                told = [(row, with_arrays(info, writeable), None) for row, info, _ in told]
             return RowsStepped(self._batch(rooms), *columns, None, told, reset_infos)
         except Exception as error:
 
             def fits(row: int) -> None:
                 self._require_fit(row)
-                _column([rewards[row]], np.float32)
-                _column([dones[row]], np.bool_)
+                column([rewards[row]], np.float32)
+                column([dones[row]], np.bool_)
 
             self._name_misfits(error, fits)
 
@@ -615,19 +624,19 @@ class StableBaselinesRows(Rows):
 
     def _batch(self, rooms: Sequence[np.ndarray] = ()) -> Any:
         free = self._own_rooms(rooms)
-        leaves = {key: self._leaf(key, space, next(free, None)) for key, space in _leaves(self._space)}
+        parts = {key: self._leaf(key, space, next(free, None)) for key, space in leaves(self._space)}
         if isinstance(self._space, spaces.Dict):
-            return leaves
-        return tuple(leaves.values()) if isinstance(self._space, spaces.Tuple) else leaves[None]
+            return parts
+        return tuple(parts.values()) if isinstance(self._space, spaces.Tuple) else parts[None]
 
     def _leaf(self, key: Any, space: spaces.Space, room: np.ndarray | None) -> np.ndarray:
         values = self._observations if key is None else [observation[key] for observation in self._observations]
         batch = self._batches.get(key)
         if batch is None:
             batch = self._batches[key] = np.zeros((len(values), *(space.shape or ())), dtype=space.dtype)
-        batched = _batched(values, batch, room)
-        if batched is not None:
-            return batched
+        fitting = batched(values, batch, room)
+        if fitting is not None:
+            return fitting
         if not self._buffers:
             return np.stack(values)
         for row, value in enumerate(values):
@@ -637,14 +646,14 @@ class StableBaselinesRows(Rows):
     def _require_fit(self, row: int) -> None:
         observation = self._observations[row]
         try:
-            for key, space in _leaves(self._space):
+            for key, space in leaves(self._space):
                 value = observation if key is None else observation[key]
                 if self._buffers:
                     np.zeros((1, *(space.shape or ())), space.dtype)[0] = value
                 elif np.shape(value) != space.shape:
                     raise ValueError("np.stack takes arrays of one and the same shape only")
         except Exception as error:
-            raise _misfit(error, observation, self._space) from error
+            raise misfit(error, observation, self._space) from error
 
 
 class WholeRows(Rows):
@@ -756,6 +765,9 @@ def row_error(row: int, env: str, error: BaseException) -> RowError:
     )
 
 
+_CAUSES = 10  # one of the other: more than there are
+
+
 def _lacking(error: BaseException | None) -> str:
     """The module for want of which it was raised, if it was: by Python, or by whoever caught that."""
     for _ in range(_CAUSES):
@@ -784,133 +796,6 @@ def _name(env: Any) -> str:
         return ""
     spec = getattr(env, "spec", None)
     return spec.id if isinstance(spec, EnvSpec) else type(getattr(env, "unwrapped", env)).__name__
-
-
-def _leaves(space: spaces.Space) -> list[tuple[Any, spaces.Space]]:
-    """The parts that Stable-Baselines3 makes an array of each: a key and a space, `None` for a space of one part."""
-    if isinstance(space, spaces.Dict):
-        return list(space.spaces.items())
-    return list(enumerate(space.spaces)) if isinstance(space, spaces.Tuple) else [(None, space)]
-
-
-def _have_in_common(returned: Iterable[Any]) -> bool:
-    """Have two rows returned one and the same array or dict, or views of one array?"""
-    seen: set[int] = set()
-    for value in returned:
-        own = set(_memories(value))
-        if not seen.isdisjoint(own):
-            return True
-        seen |= own
-    return False
-
-
-def _memories(value: Any) -> Iterator[int]:
-    """What of a value can be changed in place, by its id: arrays (of a view the one that it views), lists and dicts."""
-    if isinstance(value, np.ndarray):
-        while isinstance(value.base, np.ndarray):
-            value = value.base
-        yield id(value)
-    elif isinstance(value, (dict, list)) and value:
-        yield id(value)
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else ():
-        yield from _memories(inner)
-
-
-def _with_arrays(info: Any, made_of: Callable[[np.ndarray], Any]) -> Any:
-    """An info, and dicts in it, with something else in place of each array."""
-    if type(info) is not dict:
-        return made_of(info) if isinstance(info, np.ndarray) else info
-    return {key: _with_arrays(value, made_of) for key, value in info.items()}
-
-
-def _writeable(array: np.ndarray) -> np.ndarray:
-    return array if array.flags.writeable else array.copy()
-
-
-def _misfit(error: Exception, observation: Any, space: spaces.Space) -> Exception:
-    """An observation that its space has no room for, as an exception of the type that NumPy raised."""
-    kind = next((kind for kind in (TypeError, KeyError, IndexError) if isinstance(error, kind)), ValueError)
-    return kind(
-        f"The observation does not fit its space: expected one of {space}, got {_outline(observation)} "
-        f"({type(error).__name__}: {error})"
-    )
-
-
-def _outline(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        return f"an array of shape {value.shape} and dtype {value.dtype}"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key!r}: {_outline(item)}" for key, item in value.items()) + "}"
-    return f"{type(value).__name__} {reprlib.repr(value)}"
-
-
-def _batched(values: list[Any], batch: Any, room: np.ndarray | None = None) -> np.ndarray | None:
-    """Observations of just the batch's shape and dtype beside each other; None where they are not all that.
-
-    `batch`, or the room where that has its size, may be what is written to and returned. For small observations this
-    costs as much as stepping a row or two.
-    """
-    if type(batch) is not np.ndarray:
-        return None
-    if batch.nbytes <= _SMALL_BYTES:
-        try:
-            small = np.array(values)
-        except ValueError:  # not of one shape
-            return None
-        return small if small.dtype == batch.dtype and small.shape == batch.shape else None
-    if batch.ndim < 2:
-        return None
-    shape, dtype = batch.shape[1:], batch.dtype
-    for value in values:
-        if type(value) is not np.ndarray or value.shape != shape or value.dtype != dtype:
-            return None
-    if room is not None and room.nbytes == batch.nbytes:
-        batch = np.ndarray(batch.shape, dtype, room)
-    np.concatenate(values, out=batch.reshape(-1, *shape[1:]))
-    return batch
-
-
-def _tabled(infos: list[tuple[int, dict[str, Any], Any]], num_rows: int) -> list[Any] | InfoTable:
-    """The infos as a table, where they are one: a number in a pickled dict costs ten times as much."""
-    if not infos or len(infos) != num_rows:
-        return infos
-    keys, types = tuple(infos[0][1]), tuple(map(type, infos[0][1].values()))
-    if not _NUMBERS.issuperset(types) or not all(map(_is_plain, keys)):
-        return infos
-    for _, info, final in infos:
-        if final is not None or tuple(info) != keys or tuple(map(type, info.values())) != types:
-            return infos
-        if int in types and any(type(value) is int and abs(value) > _EXACT for value in info.values()):
-            return infos
-    return InfoTable(keys, types, np.array([list(info.values()) for _, info, _ in infos], np.float64))
-
-
-def _is_plain(key: Any) -> bool:
-    """Has the key no meaning of its own to Gymnasium's vector envs?"""
-    return type(key) is str and key[:1] != "_" and key not in ("final_obs", "final_info")
-
-
-def _column(values: list[Any], dtype: Any) -> np.ndarray:
-    """One value a row, each as an assignment into an array of this dtype converts it."""
-    if _SCALARS.issuperset(map(type, values)):
-        return np.array(values, dtype=dtype)
-    column = np.zeros(len(values), dtype=dtype)
-    for row, value in enumerate(values):
-        column[row] = value
-    return column
-
-
-def _stack(values: list[Any]) -> np.ndarray:
-    """`np.stack` of one scalar a row, whose dtype is the one that all of them have in common."""
-    kinds = set(map(type, values))
-    return np.array(values) if len(kinds) == 1 and kinds <= _SCALARS else np.stack(values)
-
-
-_CAUSES = 10  # one of the other: more than there are
-_NUMBERS = frozenset({float, np.float64, np.float32, int, bool})  # what a float64 holds exactly ...
-_EXACT = 2**53 - 1  # ... whole numbers up to here
-_SMALL_BYTES = 16_384  # what NumPy copies in no time: it is the look at each array that costs
-_SCALARS = frozenset({float, int, bool, np.float64, np.float32, np.bool_})
 
 
 def _read(attribute: Any, name: str) -> Any:

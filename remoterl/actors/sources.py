@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from remoterl._logging import logger
-from remoterl.shipping import is_beside_the_script, is_found_beside
+from remoterl.beside import is_beside_the_script, is_found_beside
 
 MAX_BYTES = 20_000_000  # of a package: what is larger holds more than code
 MAX_ENTRIES = 20_000  # files and folders in a package, which are all looked at

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from remoterl._logging import logger
-from remoterl.shipping import beside_the_script_by_value
+from remoterl.beside import beside_the_script_by_value
 
 
 @functools.cache

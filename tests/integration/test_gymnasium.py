@@ -22,7 +22,6 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from processes import Way
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from remoterl import shipping
 from remoterl.errors import SpaceMismatchError, UnsupportedError
 from remoterl.vector.single import RemoteEnv
 
@@ -401,7 +400,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The script's, for a while."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(shipping, "_beside_by_name", {})
     return tmp_path
 
 

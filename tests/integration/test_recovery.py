@@ -26,7 +26,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 import remoterl
 from remoterl import messages as m
-from remoterl import shipping
 from remoterl._process import current_session
 from remoterl.channels.opening import open_channels
 from remoterl.channels.stream import Streams
@@ -346,7 +345,6 @@ def test_rows_whose_module_was_sent_come_back(trainer: Way, tmp_path: Path, monk
     (tmp_path / "sent_poles.py").write_text("import gymnasium\ndef pole(): return gymnasium.make('CartPole-v1')\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(shipping, "_beside_by_name", {})  # as of this folder
 
     def factory() -> gym.Env:
         from sent_poles import pole

@@ -11,7 +11,6 @@ import gymnasium
 import pytest
 from gymnasium.envs.registration import EnvSpec, WrapperSpec, load_env_creator
 
-from remoterl import shipping
 from remoterl.actors import registry
 from remoterl.actors.registry import SpecShipper, with_local_code
 from remoterl.shipping import ship, unship
@@ -30,7 +29,6 @@ def grids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     module = ModuleType("grids")
     module.__file__ = str(tmp_path / "grids.py")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(shipping, "_beside_by_name", {})  # as of this folder
     monkeypatch.setitem(sys.modules, "grids", module)
     exec(GRID, vars(module))
     return module

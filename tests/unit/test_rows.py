@@ -17,7 +17,7 @@ from ledger import LedgerEnv
 
 from remoterl import messages as m
 from remoterl.actors import apart as apart_module
-from remoterl.actors import rows as rows_module
+from remoterl.actors import batching
 from remoterl.actors.apart import apart
 from remoterl.actors.env_runner import EnvRunner
 from remoterl.shipping import ship
@@ -227,36 +227,36 @@ def test_a_column_is_what_assignments_make(values: list, dtype: type) -> None:
     expected = np.zeros(2, dtype)
     for row, value in enumerate(values):
         expected[row] = value
-    comparing.assert_same(rows_module._column(values, dtype), expected)
+    comparing.assert_same(batching.column(values, dtype), expected)
 
 
 @pytest.mark.parametrize("values", ODD_COLUMNS, ids=repr)
 def test_a_stack_is_numpys(values: list) -> None:
-    comparing.assert_same(rows_module._stack(values), np.stack(values))
+    comparing.assert_same(batching.stack(values), np.stack(values))
 
 
 @pytest.mark.parametrize("rows", [2, 3000])
 def test_only_what_fits_is_batched_the_short_way(rows: int) -> None:
     batch = np.zeros((rows, 3), np.float32)
     fits = [np.array([row, 2, 3], np.float32) for row in range(rows)]
-    comparing.assert_same(rows_module._batched(fits, batch), np.stack(fits))
+    comparing.assert_same(batching.batched(fits, batch), np.stack(fits))
     for other in ([1, 2, 3], np.zeros(3), np.zeros(2, np.float32), np.zeros((1, 3), np.float32)):
-        assert rows_module._batched([*fits[:-1], other], batch) is None
+        assert batching.batched([*fits[:-1], other], batch) is None
 
 
 def test_numbers_are_batched_the_short_way_where_they_are_of_the_spaces_dtype() -> None:
-    comparing.assert_same(rows_module._batched([np.int64(1), 2], np.zeros(2, np.int64)), np.array([1, 2]))
-    assert rows_module._batched([1.0, 2], np.zeros(2, np.int64)) is None
-    assert rows_module._batched([np.int64(1)] * 3000, np.zeros(3000, np.int64)) is None
+    comparing.assert_same(batching.batched([np.int64(1), 2], np.zeros(2, np.int64)), np.array([1, 2]))
+    assert batching.batched([1.0, 2], np.zeros(2, np.int64)) is None
+    assert batching.batched([np.int64(1)] * 3000, np.zeros(3000, np.int64)) is None
 
 
 def test_only_a_number_under_each_key_of_each_row_is_a_table() -> None:
     floats = [(0, {"x": 1.0, "y": np.float64(2)}, None), (1, {"x": -0.0, "y": np.float64("nan")}, None)]
-    table = rows_module._tabled(floats, 2)
+    table = batching.tabled(floats, 2)
     assert isinstance(table, m.InfoTable) and table.values.dtype == np.float64
     comparing.assert_same(m.rows_of(table), floats)
     kinds = [(row, {"f": np.float32(0.1), "i": 2**53 - 1 - row, "b": row == 0}, None) for row in range(2)]
-    table = rows_module._tabled(kinds, 2)
+    table = batching.tabled(kinds, 2)
     assert isinstance(table, m.InfoTable) and table.types == (np.float32, int, bool)
     comparing.assert_same(m.rows_of(table), kinds)
     for others in (
@@ -271,7 +271,7 @@ def test_only_a_number_under_each_key_of_each_row_is_a_table() -> None:
         [(0, {"x": np.int32(1)}, None), (1, {"x": np.int32(1)}, None)],
         [(0, {"x": "1"}, None), (1, {"x": "1"}, None)],
     ):
-        assert rows_module._tabled(others, 2) is others
+        assert batching.tabled(others, 2) is others
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))

@@ -25,11 +25,12 @@ import pytest
 from gymnasium.envs.registration import EnvSpec
 
 import remoterl
-from remoterl import session, shipping
+from remoterl import session
 from remoterl.actors import registry
 from remoterl.actors.sources import lies_beside_the_script
+from remoterl.beside import is_beside, is_beside_the_script
 from remoterl.errors import NotShippableError, UnsupportedError
-from remoterl.shipping import StaysLocal, dumps, is_beside_the_script, ship, ship_exception, unship
+from remoterl.shipping import StaysLocal, dumps, ship, ship_exception, unship
 
 
 def in_another_process(data: bytes, tmp_path: Path, expression: str) -> str:
@@ -212,7 +213,6 @@ def test_a_package_without_init_beside_the_script(tmp_path: Path, monkeypatch: p
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(shipping, "_beside_by_name", {})  # as of this folder
     assert lies_beside_the_script("grids.small")
     grid = importlib.import_module("grids.small.grid")
     grids = sys.modules["grids"]
@@ -230,7 +230,7 @@ def test_a_script_that_goes_elsewhere_keeps_its_code(tmp_path: Path, monkeypatch
     (tmp_path / "robot.py").touch()
     monkeypatch.setattr(remoterl, "_started_in", str(tmp_path))
     monkeypatch.chdir(tmp_path / "runs")
-    assert shipping.is_beside(str(tmp_path / "robot.py"))
+    assert is_beside(str(tmp_path / "robot.py"))
 
 
 def test_a_live_environment_stays() -> None:
