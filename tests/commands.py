@@ -69,7 +69,9 @@ def _one(words: Sequence[str], environment: Mapping[str, str], typed: str) -> Do
             main()
         except SystemExit as end:
             code = end.code
-        except BaseException:  # what Python would do with it
+            if isinstance(code, str):  # what Python would do with it
+                print(code, file=sys.stderr, flush=True)
+        except BaseException:  # here too
             traceback.print_exc()
             code = 1
         remoterl.shutdown()  # as the process's end does
