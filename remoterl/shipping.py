@@ -429,7 +429,7 @@ class _ToSimulators(Pickler):
         digest = _Hash()
         try:
             _Digester(digest, protocol=5).dump(value)
-        except _TooLargeError:
+        except TooLargeError:
             return None
         except Exception as error:
             self._culprits.setdefault(str(error), (name, of))
@@ -487,15 +487,15 @@ def _stands_for(number: int = 0) -> int:
     return number
 
 
-class _TooLargeError(Exception):
-    pass
+class TooLargeError(Exception):
+    """A pickle is larger than who makes it wants to wait for."""
 
 
 class _Hash:
     """A file that only its hash is kept of.
 
     Raises:
-        _TooLargeError: it has more than `MAX_BYTES`.
+        TooLargeError: it has more than `MAX_BYTES`.
     """
 
     MAX_BYTES = 4_000_000
@@ -507,7 +507,7 @@ class _Hash:
     def write(self, data: bytes | memoryview) -> None:
         self._left -= len(memoryview(data).cast("B"))
         if self._left < 0:
-            raise _TooLargeError
+            raise TooLargeError
         self._hash.update(data)
 
     def digest(self) -> bytes:

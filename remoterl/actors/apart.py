@@ -22,7 +22,7 @@ import numpy as np
 
 from remoterl._logging import logger
 from remoterl.functions import codes_in, functions_behind
-from remoterl.shipping import Pickler, classes_by_value
+from remoterl.shipping import Pickler, TooLargeError, classes_by_value
 
 STAY = (type, ModuleType, CodeType)
 LARGE_BYTES = 1 << 20
@@ -40,7 +40,7 @@ def apart(factories: Sequence[Any]) -> list[Any]:
     for factory in factories:
         try:
             copies.append(_copied(factory, held))
-        except _TooLargeError as error:
+        except TooLargeError as error:
             logger.debug("rows share what %r captured: %s", factory, error)
             break
         except Exception as error:
@@ -60,14 +60,10 @@ def _copied(factory: Any, held: Sequence[Any]) -> Any:
         return loader.load()
 
 
-class _TooLargeError(Exception):
-    """A copy a row would take too much time and memory."""
-
-
 class _File(io.BytesIO):
     def write(self, data: Any) -> int:
         if self.tell() + memoryview(data).nbytes > MOST_BYTES:
-            raise _TooLargeError(f"it takes more than {MOST_BYTES} bytes")
+            raise TooLargeError(f"it takes more than {MOST_BYTES} bytes")
         return super().write(data)
 
 

@@ -16,6 +16,7 @@ from remoterl.functions import codes_in, functions_behind
 from remoterl.messages import A_PROCESS_EACH, Semantics
 from remoterl.patches.backend import backend, building_locally, is_local
 from remoterl.shipping import StaysLocal
+from remoterl.vector.anew import make_anew
 
 
 def becoming_remote(
@@ -34,8 +35,6 @@ def becoming_remote(
 
     @functools.wraps(original)
     def __init__(self: Any, env_fns: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        if (stands_for := vars(type(self)).get("LOCAL_CLASS")) is not None:  # by `type(vec)(fns)`
-            self.__class__ = stands_for
         env_fns = list(env_fns)
         bound = signature.bind(self, env_fns, *args, **kwargs)
         bound.apply_defaults()
@@ -96,7 +95,12 @@ def _become(instance: Any, local_class: type, remote_class: type) -> None:
     else:
         made = _made.get((own_class, remote_class))
         if made is None:
-            own = {"__module__": own_class.__module__, "__qualname__": own_class.__qualname__, "LOCAL_CLASS": own_class}
+            own = {
+                "__module__": own_class.__module__,
+                "__qualname__": own_class.__qualname__,
+                "LOCAL_CLASS": own_class,
+                "__init__": lambda self, *args, **kwargs: make_anew(self, own_class, args, kwargs),
+            }
             made = _made[own_class, remote_class] = type(own_class.__name__, (own_class, remote_class), own)
         instance.__class__ = made
 

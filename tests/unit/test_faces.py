@@ -456,6 +456,10 @@ def test_another_of_the_same_type(local_class: Any) -> None:
         named = Named([Counting])
         again = type(named)([Counting])
         assert type(again) is type(named) and len(type(again).__mro__) == len(type(named).__mro__)
+    here = type(named)([Counting])
+    assert type(here) is Named
+    here.reset()
+    here.close()
     with remote() as world:
         train, own = local_class([Counting]), Own([Counting])
         other, again = type(train)([Counting]), own.again()
